@@ -1,0 +1,125 @@
+//! Which processor a thread is, and what a processor can do besides changing its level.
+//!
+//! A test that cares says so with [`enter`]. A thread that did not is given a number of its own at first use, from 63
+//! downwards, so that it meets no number chosen by hand; the number is free again when the thread ends. In a model every
+//! thread must enter: a number handed out by the order of arrival would differ between executions.
+
+use core::cell::Cell;
+#[cfg(not(loom))]
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{inject, per_processor};
+
+/// Processors that one machine can have: the width of a processor mask.
+pub const MAX: u32 = 64;
+
+per_processor! {
+    static ENTERED: Cell<Option<u32>> = Cell::new(None)
+}
+
+/// This processor's number.
+///
+/// # Panics
+/// When more than [`MAX`] threads want a number at once; in a model, when the thread did not [`enter`].
+pub fn number() -> u32 {
+    inject::point();
+    ENTERED.with(Cell::get).unwrap_or_else(unentered)
+}
+
+/// While it lives, this thread is the processor it was entered as.
+#[must_use = "the thread is that processor only while this value lives"]
+pub struct Entered {
+    before: Option<u32>,
+    _not_send: core::marker::PhantomData<*mut ()>,
+}
+
+/// Makes this thread processor `number`. Two threads of one test must not share a number.
+pub fn enter(number: u32) -> Entered {
+    assert!(number < MAX, "processor {number} of {MAX}");
+    Entered { before: ENTERED.with(|e| e.replace(Some(number))), _not_send: core::marker::PhantomData }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        ENTERED.with(|e| e.set(self.before));
+    }
+}
+
+/// Tells the processor that it is in a spin loop. The host has fewer cores than a test has processors, so it gives way.
+pub fn spin_hint() {
+    inject::point();
+    #[cfg(not(loom))]
+    std::thread::yield_now();
+    #[cfg(loom)]
+    loom::hint::spin_loop();
+}
+
+/// A count that never runs backwards: nanoseconds since the first call.
+pub fn timestamp() -> u64 {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    inject::point();
+    let start = START.get_or_init(std::time::Instant::now);
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(loom)]
+fn unentered() -> u32 {
+    panic!("a thread of a model must say which processor it is: arch::cpu::enter(n)")
+}
+
+/// Bit n is set while processor n is some unentered thread.
+#[cfg(not(loom))]
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+#[cfg(not(loom))]
+struct Automatic(u32);
+
+#[cfg(not(loom))]
+impl Drop for Automatic {
+    fn drop(&mut self) {
+        TAKEN.fetch_and(!(1 << self.0), Ordering::Release);
+    }
+}
+
+#[cfg(not(loom))]
+fn unentered() -> u32 {
+    std::thread_local! { static AUTOMATIC: Automatic = take_highest_free() }
+    // A thread that is being torn down has given its number back; any will do for its last destructors.
+    AUTOMATIC.try_with(|a| a.0).unwrap_or(0)
+}
+
+#[cfg(not(loom))]
+fn take_highest_free() -> Automatic {
+    let taken = TAKEN
+        .fetch_update(Ordering::Acquire, Ordering::Relaxed, |taken| {
+            let free = !taken;
+            (free != 0).then(|| taken | 1 << free.ilog2())
+        })
+        .expect("more than 64 threads want to be processors at once");
+    Automatic((!taken).ilog2())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unentered_threads_have_different_numbers() {
+        let mine = number();
+        let theirs = std::thread::spawn(number).join().unwrap();
+        assert_ne!(mine, theirs);
+        assert_eq!(mine, number());
+    }
+
+    #[test]
+    fn entering_nests() {
+        let outer = enter(3);
+        {
+            let _inner = enter(5);
+            assert_eq!(number(), 5);
+        }
+        assert_eq!(number(), 3);
+        drop(outer);
+        assert_ne!(number(), 3);
+    }
+}

@@ -1,0 +1,175 @@
+//! Virtual interrupts at chosen points: what loom, which knows no interrupts, cannot show.
+//!
+//! Every call of the arch interface, and every atomic operation of `sync` on the host, is a *point*. [`run_at`] runs a
+//! scenario with one interrupt that arrives at the n-th point; [`every_point`] does so for n = 0, 1, 2, … until the scenario
+//! ends before it. The virtual processor masks as CR8 does: an interrupt whose level is not above the current one stays
+//! pending and is delivered at the first point after the level fell below it, exactly once. The handler runs at its own
+//! level on the interrupted stack, must return at that level, and is not itself interrupted.
+//!
+//! Invariants: I1 `ARMED` points to a live injection exactly while its `run_at` is on this thread's stack.
+//!             I2 an injection's state moves Waiting(n) → … → Waiting(0) → Pending → Running → Delivered, never back.
+
+use core::cell::Cell;
+use core::ptr;
+
+use super::irql;
+
+/// What became of the interrupt of one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The scenario was over before it came to the point.
+    NotReached,
+    /// It arrived and was masked until the end.
+    StillPending,
+    /// The handler ran once, having interrupted code at this level.
+    Delivered {
+        /// CR8 of the interrupted code.
+        interrupted: u8,
+    },
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    /// This many points to go before it arrives.
+    Waiting(u32),
+    Pending,
+    Running,
+    Delivered(u8),
+}
+
+struct Injection<'a> {
+    state: Cell<State>,
+    level: u8,
+    handler: &'a dyn Fn(),
+}
+
+std::thread_local! {
+    static ARMED: Cell<*const Injection<'static>> = const { Cell::new(ptr::null()) };
+}
+
+/// A point at which a virtual interrupt may arrive. Costs one thread-local load when none is armed. Nothing in a model,
+/// where interleaving is loom's business.
+#[inline]
+pub fn point() {
+    #[cfg(not(loom))]
+    {
+        // A thread that is being torn down runs destructors after its thread-locals are gone: none is armed then.
+        let armed = ARMED.try_with(Cell::get).unwrap_or(ptr::null());
+        // SAFETY: I1: not null means that the `Injection` is on this thread's own stack, below this frame.
+        if let Some(injection) = unsafe { armed.as_ref() } {
+            injection.step();
+        }
+    }
+}
+
+impl Injection<'_> {
+    fn step(&self) {
+        match self.state.get() {
+            State::Waiting(0) => self.state.set(State::Pending),
+            State::Waiting(n) => self.state.set(State::Waiting(n - 1)),
+            State::Pending | State::Running | State::Delivered(_) => {}
+        }
+        let interrupted = irql::peek();
+        if matches!(self.state.get(), State::Pending) && self.level > interrupted {
+            self.state.set(State::Running);
+            irql::write(self.level);
+            (self.handler)();
+            assert_eq!(irql::peek(), self.level, "the handler returned at another level than it was entered at");
+            irql::write(interrupted);
+            self.state.set(State::Delivered(interrupted));
+        }
+    }
+}
+
+/// Disarms even when the scenario panics (I1).
+struct Disarm;
+
+impl Drop for Disarm {
+    fn drop(&mut self) {
+        ARMED.set(ptr::null());
+    }
+}
+
+/// Runs `scenario` with an interrupt at `level` that arrives at its point number `point`.
+///
+/// # Panics
+/// When the scenario or the handler ends at another level than it began at, or injections are nested.
+pub fn run_at(point: u32, level: u8, handler: &dyn Fn(), scenario: impl FnOnce()) -> Outcome {
+    let injection = Injection { state: Cell::new(State::Waiting(point)), level, handler };
+    assert!(ARMED.get().is_null(), "injections do not nest");
+    let before = irql::peek();
+    ARMED.set(ptr::from_ref(&injection).cast());
+    let disarm = Disarm;
+    scenario();
+    drop(disarm);
+    assert_eq!(irql::peek(), before, "the scenario ended at another level than it began at");
+    match injection.state.get() {
+        State::Waiting(_) => Outcome::NotReached,
+        State::Pending => Outcome::StillPending,
+        State::Running => unreachable!("the handler returned, or its panic came past here"),
+        State::Delivered(interrupted) => Outcome::Delivered { interrupted },
+    }
+}
+
+/// Runs `scenario` again and again, each time on a `fresh` subject, with the interrupt one point later, until the scenario
+/// ends before it; `check` judges each run, the last (without interrupt) included. Returns the number of points.
+pub fn every_point<S>(
+    level: u8,
+    fresh: impl Fn() -> S,
+    scenario: impl Fn(&S),
+    handler: impl Fn(&S),
+    check: impl Fn(&S, Outcome),
+) -> u32 {
+    for point in 0.. {
+        let subject = fresh();
+        let outcome = run_at(point, level, &|| handler(&subject), || scenario(&subject));
+        check(&subject, outcome);
+        if outcome == Outcome::NotReached {
+            return point;
+        }
+    }
+    unreachable!("a scenario has fewer than 2^32 points")
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn raise_and_lower() {
+        // SAFETY: nothing on this thread relies on the level.
+        unsafe { irql::set(5) };
+        // SAFETY: as above.
+        unsafe { irql::set(0) };
+    }
+
+    #[test]
+    fn an_interrupt_above_the_level_is_delivered_where_it_arrives() {
+        let points = every_point(7, || Cell::new(0), |_| raise_and_lower(), |n| n.set(n.get() + 1), |n, outcome| {
+            assert_eq!(n.get(), u32::from(outcome != Outcome::NotReached));
+        });
+        assert_eq!(points, 4);
+        assert_eq!(run_at(1, 7, &|| (), raise_and_lower), Outcome::Delivered { interrupted: 5 });
+    }
+
+    #[test]
+    fn a_masked_interrupt_waits_for_the_level_to_fall_below_it() {
+        for (point, level) in [(1, 5), (1, 3), (2, 5)] {
+            assert_eq!(run_at(point, level, &|| (), raise_and_lower), Outcome::Delivered { interrupted: 0 });
+        }
+        let stays_up = || {
+            irql::current();
+        };
+        // SAFETY: nothing on this thread relies on the level.
+        unsafe { irql::set(9) };
+        assert_eq!(run_at(0, 9, &|| panic!("masked"), stays_up), Outcome::StillPending);
+        // SAFETY: as above.
+        unsafe { irql::set(0) };
+    }
+
+    #[test]
+    #[should_panic(expected = "the handler returned at another level")]
+    fn a_handler_that_leaks_its_level_is_found() {
+        // SAFETY: nothing relies on the level; the leak is the point.
+        run_at(0, 7, &|| unsafe { irql::set(9) }, raise_and_lower);
+    }
+}
