@@ -1,0 +1,176 @@
+//! The ladder: every level and every lock rank, from one list, in order.
+//!
+//! A lock rank *is* a level: code that holds a lock of rank R has a token for R, and only what is strictly above R can be
+//! taken with it. So a new lock gets its place by one line in the list at the end of this file, and taking locks in
+//! another order does not compile. Ranks in the `dispatch` section are held at CR8 = 2; code that a device, clock or
+//! inter-processor interrupt runs starts above them, and can take the ranks in the `interrupts` section alone.
+//!
+//! Invariants: I1 CR8 never falls from one entry of the list to the next (the run-time entries by their lower bound).
+//!             I2 `L: Below<H>` exactly if L stands before H in the list; `AtOrBelow` adds L = H.
+//! Tests:      tests/props/tests/ladder.rs (I1, I2); tests/refuse (what does not compile).
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A place in the ladder. Sealed: a foreign level of value 0 "above" DISPATCH would lower inside a DPC.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an IRQL or a lock rank",
+    note = "levels and ranks are the entries of the list in sync/src/rank.rs; no other crate can add one"
+)]
+pub trait Level: sealed::Sealed + 'static {
+    /// NT's name, for reports.
+    const NAME: &'static str;
+    /// The lowest CR8 value at which a token of this level may be used.
+    const LOWEST: u8;
+    /// The highest. Differs from [`LOWEST`](Self::LOWEST) where the level is known at run time only.
+    const HIGHEST: u8;
+    /// Where in the list this entry stands, from 0.
+    const POSITION: usize;
+}
+
+/// A level with one CR8 value, known at compile time: all but `Device` and `Nmi`.
+#[diagnostic::on_unimplemented(
+    message = "the CR8 value of `{Self}` is known at run time only",
+    label = "no fixed CR8 value",
+    note = "raise to a device level with `raise_device(level)`; protect data shared with an ISR with an `InterruptLock`"
+)]
+pub trait Fixed: Level {
+    /// The IRQL that code of this level or rank runs at.
+    const CR8: u8 = Self::LOWEST;
+}
+
+/// Strictly below `H` in the ladder: what taking a lock of rank `H` requires of the token it is taken with.
+#[diagnostic::on_unimplemented(
+    message = "a lock of rank `{H}` cannot be taken at `{Self}`",
+    label = "`{H}` is not above `{Self}` in the ladder",
+    note = "locks are taken upwards in the list in sync/src/rank.rs, each rank once",
+    note = "take this lock before the one that gave you `Irql<{Self}>`, or release that one first; an ISR leaves such work to a DPC"
+)]
+pub trait Below<H: Level>: AtOrBelow<H> {}
+
+/// At or below `H` in the ladder: what a raise to `H` requires of the token it starts from.
+#[diagnostic::on_unimplemented(
+    message = "a raise from `{Self}` to `{H}` would lower the IRQL",
+    label = "`{Self}` is above `{H}`",
+    note = "lower by dropping the guard or `Raised` that gave you `Irql<{Self}>`; leave work for a lower level to a DPC or a work item"
+)]
+pub trait AtOrBelow<H: Level>: Level {}
+
+/// PASSIVE and APC: code that may wait, touch paged memory and be switched away from.
+#[diagnostic::on_unimplemented(
+    message = "code at `{Self}` must not wait, switch threads or touch paged memory",
+    label = "needs PASSIVE or APC, this is `{Self}`",
+    note = "drop the guard or `Raised` first, or hand the work to a work item, which runs at PASSIVE"
+)]
+pub trait MayBlock: Level {}
+
+/// DISPATCH and above: the thread stays on this processor for as long as the token is used.
+#[diagnostic::on_unimplemented(
+    message = "at `{Self}` the thread may move to another processor at any time",
+    label = "needs DISPATCH or above, this is `{Self}`",
+    note = "raise first: `let mut at = at.raise::<Dispatch>();`"
+)]
+pub trait AtLeastDispatch: Level {}
+
+macro_rules! level {
+    ($(#[$doc:meta])* $name:ident, $text:literal, $lowest:literal ..= $highest:literal, [$($mark:ident)*]) => {
+        $(#[$doc])*
+        pub enum $name {}
+
+        impl sealed::Sealed for $name {}
+        impl Level for $name {
+            const NAME: &'static str = $text;
+            const LOWEST: u8 = $lowest;
+            const HIGHEST: u8 = $highest;
+            const POSITION: usize = Position::$name as usize;
+        }
+        $(impl $mark for $name {})*
+    };
+}
+
+/// All pairs of the list, head against tail and then the tail alike: about N²/2 one-line impls, so that a wrong order is a
+/// trait error with a message and not a failed constant deep in an instantiation.
+macro_rules! order {
+    () => {};
+    ($low:ident $($high:ident)*) => {
+        impl AtOrBelow<$low> for $low {}
+        $(
+            impl AtOrBelow<$high> for $low {}
+            impl Below<$high> for $low {}
+        )*
+        order!($($high)*);
+    };
+}
+
+macro_rules! ladder {
+    (
+        threads { $($(#[$td:meta])* $thread:ident $tt:literal = $tv:literal;)* }
+        dispatch { $($(#[$dd:meta])* $dispatch:ident $dt:literal = $dv:literal;)* }
+        run_time { $($(#[$rd:meta])* $device:ident $rt:literal = $rl:literal ..= $rh:literal;)* }
+        interrupts { $($(#[$id:meta])* $interrupt:ident $it:literal = $iv:literal;)* }
+        unmaskable { $($(#[$nd:meta])* $nmi:ident $nt:literal = $nl:literal ..= $nh:literal;)* }
+    ) => {
+        #[allow(dead_code, reason = "its variants are numbered, not made")]
+        enum Position { $($thread,)* $($dispatch,)* $($device,)* $($interrupt,)* $($nmi,)* }
+
+        $(level!($(#[$td])* $thread, $tt, $tv..=$tv, [Fixed MayBlock]);)*
+        $(level!($(#[$dd])* $dispatch, $dt, $dv..=$dv, [Fixed AtLeastDispatch]);)*
+        $(level!($(#[$rd])* $device, $rt, $rl..=$rh, [AtLeastDispatch]);)*
+        $(level!($(#[$id])* $interrupt, $it, $iv..=$iv, [Fixed AtLeastDispatch]);)*
+        $(level!($(#[$nd])* $nmi, $nt, $nl..=$nh, [AtLeastDispatch]);)*
+        order!($($thread)* $($dispatch)* $($device)* $($interrupt)* $($nmi)*);
+
+        /// The ladder as data: name, lowest and highest CR8 value of each entry, in order.
+        pub const LADDER: &[(&str, u8, u8)] = &[
+            $(($tt, $tv, $tv),)* $(($dt, $dv, $dv),)* $(($rt, $rl, $rh),)* $(($it, $iv, $iv),)* $(($nt, $nl, $nh),)*
+        ];
+    };
+}
+
+ladder! {
+    threads {
+        /// Threads.
+        Passive "PASSIVE" = 0;
+        /// Kernel APCs, holders of fast mutexes.
+        Apc "APC" = 1;
+    }
+    dispatch {
+        /// DPCs and the scheduler; the level of a processor that holds any spin lock of this section.
+        Dispatch "DISPATCH" = 2;
+        /// Rank: a dispatcher object's own lock.
+        ObjectLock "ObjectLock" = 2;
+        /// Rank: one processor's timer table.
+        TimerTableLock "TimerTableLock" = 2;
+        /// Rank: a thread's own lock.
+        ThreadLock "ThreadLock" = 2;
+        /// Rank: a processor's ready queues.
+        PrcbLock "PrcbLock" = 2;
+    }
+    run_time {
+        /// ISRs: a level from 3 to 11, known at run time. The type says "at least 3"; raises between device levels
+        /// are checked at run time.
+        Device "DEVICE" = 3..=11;
+    }
+    interrupts {
+        /// Above every device: synchronisation with all of them.
+        Synch "SYNCH" = 12;
+        /// The clock interrupt.
+        Clock "CLOCK" = 13;
+        /// Inter-processor interrupts.
+        Ipi "IPI" = 14;
+        /// Everything maskable is masked.
+        High "HIGH" = 15;
+        /// Rank: a processor's DPC queue. At HIGH, so that an ISR of any level can queue without meeting its own processor.
+        DpcQueueLock "DpcQueueLock" = 15;
+        /// Rank: queued inter-processor requests.
+        IpiQueueLock "IpiQueueLock" = 15;
+        /// Rank: the log, last so that anything can be logged under any lock.
+        LogLock "LogLock" = 15;
+    }
+    unmaskable {
+        /// NMI and machine check: they arrive at any CR8 value, and nothing is above them, so that their code can neither
+        /// take a lock nor raise. They stay on their processor.
+        Nmi "NMI" = 0..=15;
+    }
+}
