@@ -23,7 +23,6 @@ pub use crate::rank::*;
 /// Stop codes that this crate raises.
 pub(crate) mod stop {
     pub(crate) const IRQL_NOT_GREATER_OR_EQUAL: u32 = 0x09;
-    pub(crate) const IRQL_NOT_LESS_OR_EQUAL: u32 = 0x0A;
     #[cfg_attr(not(feature = "verifier"), allow(dead_code, reason = "checked build only"))]
     pub(crate) const SPIN_LOCK_ALREADY_OWNED: u32 = 0x0F;
     #[cfg_attr(not(feature = "verifier"), allow(dead_code, reason = "checked build only"))]

@@ -3,13 +3,20 @@
 //! Reading order:
 //! 1. [`rank`], the ladder of levels and lock ranks, and [`irql`], the tokens that walk it
 //! 2. [`spin`], the lock that most things use
+//! 3. [`ipi`], [`disconnect`], [`log_ring`]: protocols between processors, each with its timeline
 #![cfg_attr(target_os = "none", no_std)]
 
+pub mod disconnect;
+pub mod ipi;
 pub mod irql;
+pub mod log_ring;
 mod prim;
 pub mod rank;
 pub mod spin;
 mod word;
+
+/// One-time initialisation, for tables that are filled once and then only read.
+pub use ::spin::Once;
 
 pub use irql::{Irql, Raised};
 pub use spin::{SpinGuard, SpinLock};

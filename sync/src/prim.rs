@@ -58,7 +58,6 @@ impl Backoff {
 #[cfg(not(loom))]
 mod cell {
     pub(crate) struct UnsafeCell<T: ?Sized>(core::cell::UnsafeCell<T>);
-    pub(crate) struct ConstPtr<T: ?Sized>(*const T);
     pub(crate) struct MutPtr<T: ?Sized>(*mut T);
 
     impl<T> UnsafeCell<T> {
@@ -73,23 +72,19 @@ mod cell {
 
     impl<T: ?Sized> UnsafeCell<T> {
         #[inline(always)]
-        pub(crate) fn get(&self) -> ConstPtr<T> {
-            ConstPtr(self.0.get())
+        pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            f(self.0.get())
         }
 
+        #[inline(always)]
+        pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            f(self.0.get())
+        }
+
+        /// For an access that lasts longer than a closure: loom sees it end with the `MutPtr`.
         #[inline(always)]
         pub(crate) fn get_mut(&self) -> MutPtr<T> {
             MutPtr(self.0.get())
-        }
-    }
-
-    impl<T: ?Sized> ConstPtr<T> {
-        /// # Safety
-        /// As for dereferencing a raw pointer: nobody writes while the reference lives.
-        #[inline(always)]
-        pub(crate) unsafe fn deref(&self) -> &T {
-            // SAFETY: the caller's.
-            unsafe { &*self.0 }
         }
     }
 
