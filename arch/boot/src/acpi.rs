@@ -2,7 +2,7 @@
 //!
 //! Invariants: I1 every table is read within its own length, and only after its checksum was right.
 //!             I2 a processor is listed once, though old and new MADT entries may both name it.
-//! Tests:      tests/acpi.rs, fuzz target `madt`.   Sources: ACPI, "Root System Description Pointer", "MADT".
+//! Tests:      tests/suite/acpi.rs, fuzz target `madt`.   Sources: ACPI, "Root System Description Pointer", "MADT".
 
 use core::fmt;
 

@@ -1,6 +1,6 @@
 //! Memory for responses: words and strings, laid one after the other, addressed through the direct map.
 //!
-//! Tests: tests/response.rs.
+//! Tests: tests/suite/response.rs.
 
 use core::fmt;
 

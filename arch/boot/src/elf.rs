@@ -6,7 +6,7 @@
 //! Invariants: I1 segments are sorted by address. I2 no two share a page. I3 each lies in the block
 //!             `[base, base + span)`, base and span multiples of a page. I4 none is writable and executable.
 //!             I5 the file part of each lies in the file. I6 the entry point is in an executable segment.
-//! Tests:      tests/elf.rs (each refusal; I1-I6 for random and mutated files), fuzz target `elf`.
+//! Tests:      tests/suite/elf.rs (each refusal; I1-I6 for random and mutated files), fuzz target `elf`.
 //! Sources:    System V ABI, "Object Files" and "Program Loading"; its AMD64 supplement.
 
 use core::fmt;

@@ -4,7 +4,7 @@
 //! the name with a zero at its end, the contents; name and contents each padded to four bytes. The first regular
 //! file is the kernel, the others are modules, in their order.
 //!
-//! Tests:   tests/initrd.rs, fuzz target `initrd`.   Sources: cpio(5), "New ASCII Format".
+//! Tests:   tests/suite/initrd.rs, fuzz target `initrd`.   Sources: cpio(5), "New ASCII Format".
 
 use core::fmt;
 

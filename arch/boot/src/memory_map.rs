@@ -5,7 +5,7 @@
 //!             I3 page 0 and the video and ROM area below 1 MiB are never usable.
 //!             I4 `claim` and `allocate` change kinds only: the bytes covered stay the same.
 //!             I5 neighbours of one kind are merged, so that entries do not pile up.
-//! Tests:      tests/memory_map.rs (I1-I5, random maps and requests), fuzz target `start_info`.
+//! Tests:      tests/suite/memory_map.rs (I1-I5, random maps and requests), fuzz target `start_info`.
 
 use core::fmt;
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Invariants: I1 no mapping is writable and executable. I2 nothing is mapped twice.
-//! Tests:      tests/paging.rs walks random maps.   Sources: SDM vol. 3, "4-Level Paging".
+//! Tests:      tests/suite/paging.rs walks random maps.   Sources: SDM vol. 3, "4-Level Paging".
 
 use core::fmt;
 

@@ -6,7 +6,7 @@
 //!
 //! Places are offsets into the block that the kernel was loaded to; addresses are the kernel's own.
 //!
-//! Tests:   tests/requests.rs, with the request structures of the `limine` crate.
+//! Tests:   tests/suite/requests.rs, with the request structures of the `limine` crate.
 //! Sources: Limine boot protocol, "Base protocol revisions", "Requests Delimiters", "Feature List".
 
 use core::fmt;

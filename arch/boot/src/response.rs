@@ -3,7 +3,7 @@
 //! Every structure of the protocol is a sequence of words, so all of them are built without `unsafe` in an
 //! [`Arena`]; the comments give the fields.
 //!
-//! Tests:   tests/response.rs reads them back through the `limine` crate.
+//! Tests:   tests/suite/response.rs reads them back through the `limine` crate.
 //! Sources: Limine boot protocol, "Feature List".
 
 use crate::arena::{Arena, ArenaFull};

@@ -9,7 +9,7 @@
 //!
 //! Everything is copied out at once, so that no later allocation can land on it.
 //!
-//! Tests: tests/start_info.rs.   Sources: Xen, "x86/HVM direct boot ABI".
+//! Tests: tests/suite/start_info.rs.   Sources: Xen, "x86/HVM direct boot ABI".
 
 use core::fmt;
 

@@ -4,11 +4,11 @@ use core::fmt::{self, Write};
 
 use super::machine::{halt, in8, out8, out32};
 
-const COM1: u16 = 0x3f8;
+pub(super) const COM1: u16 = 0x3f8;
 /// QEMU's isa-debug-exit: it ends with status 2 * value + 1.
-const EXIT_PORT: u16 = 0xf4;
+pub(super) const EXIT_PORT: u16 = 0xf4;
 /// This machine or this kernel cannot be booted: QEMU's status 39.
-const EXIT_CANNOT_RUN: u32 = 0x13;
+pub(super) const EXIT_CANNOT_RUN: u32 = 0x13;
 
 struct Com1;
 

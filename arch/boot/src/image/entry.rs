@@ -12,6 +12,7 @@
 
 use core::arch::global_asm;
 
+use super::console::{COM1, EXIT_CANNOT_RUN, EXIT_PORT};
 use super::start::start;
 
 /// The layout that the protocol prescribes; accessed bits are set, so that no processor writes to it.
@@ -129,7 +130,7 @@ global_asm!(
 
     // EDI: a line that ends with zero.
     "entry_refuse:",
-    "mov dx, 0x3fd",
+    "mov dx, {com1} + 5",
     "mov ecx, 100000", // a stuck UART shall not hang this
     "3: in al, dx",
     "test al, 0x20",
@@ -138,11 +139,11 @@ global_asm!(
     "inc edi",
     "test al, al",
     "jz 4f",
-    "mov dx, 0x3f8",
+    "mov dx, {com1}",
     "out dx, al",
     "jmp entry_refuse",
-    "4: mov eax, 0x13", // console.rs: EXIT_CANNOT_RUN
-    "mov dx, 0xf4",
+    "4: mov eax, {exit_cannot_run}",
+    "mov dx, {exit_port}",
     "out dx, eax",
     "5: cli",
     "hlt",
@@ -191,6 +192,9 @@ global_asm!(
     cr0 = const CR0,
     code_64 = const CODE_64,
     data_64 = const DATA_64,
+    com1 = const COM1,
+    exit_port = const EXIT_PORT,
+    exit_cannot_run = const EXIT_CANNOT_RUN,
     start = sym start,
     gdt = sym GDT,
     gdt_limit = const GDT_LIMIT,
