@@ -52,8 +52,8 @@ const PARAMETERS: usize = 0x800;
 
 /// Turns of the wait that a processor has after the first start-up, before it gets the second.
 const FIRST_WAIT: u32 = 1_000;
-/// Turns that it has in all: about a second, each turn being a port access.
-const WHOLE_WAIT: u32 = 2_000_000;
+/// Turns that it has after that: one to two seconds, each turn being a port access.
+const SECOND_WAIT: u32 = 1_000_000;
 
 /// What the trampoline's code cannot know.
 #[repr(C)]
@@ -159,7 +159,7 @@ pub(super) unsafe fn start(apic: Apic, list: &'static [Processor], page: u64, ro
     if !wait(FIRST_WAIT) {
         // Hardware may lose the first one; a processor that runs ignores the second.
         command(startup);
-        wait(WHOLE_WAIT);
+        wait(SECOND_WAIT);
     }
     for processor in missing() {
         say(&format_args!("processor with APIC id {} did not start", processor.apic_id));
