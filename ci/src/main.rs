@@ -1,2 +1,177 @@
-//! Skeleton.
-fn main() {}
+//! Runs the kernel under QEMU and tells the truth about every run.
+//!
+//! A tour: `qemu` makes the command line and `process` a child that cannot outlive us; `run` follows a guest and
+//! `guest` understands what it prints; `qmp` and `hang` ask QEMU where a stuck processor is, `symbols` says what
+//! code that is; `report` judges. On top: `loops` (many boots), `crash` (deliberate bugchecks), `debug` (gdb),
+//! `size`, `unsafe_count`, and `test`, which is everything that must hold.
+//!
+//! Exit status: 0 all passed, 1 a test failed, 2 wrong use or set-up, 3 bugcheck, 4 hang, 5 the guest cannot run
+//! here, 6 QEMU ended early, 130 interrupted.
+
+mod console;
+mod crash;
+mod debug;
+mod guest;
+mod hang;
+mod image;
+mod loops;
+mod process;
+mod qemu;
+mod qmp;
+mod report;
+mod run;
+mod size;
+mod symbols;
+mod target;
+mod test;
+mod unsafe_count;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::Verdict;
+use crate::target::{GuestArgs, ImageChoice, Target};
+
+/// The exit status for a harness that could not do what it was asked.
+const WRONG_USE_OR_SETUP: u8 = 2;
+
+/// Builds, boots and checks Kirql.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Exit status: 0 all passed, 1 a test failed, 2 wrong use or set-up, 3 bugcheck, \
+    4 hang, 5 the guest cannot run here, 6 QEMU ended early, 130 interrupted."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot an image (by default the self-tests) and judge the run.
+    Smp(SmpArgs),
+    /// Boot the release kernel on this terminal (Ctrl-A x ends QEMU).
+    Run(GuestArgs),
+    /// Boot the deliberate bugchecks and compare their reports.
+    Crash {
+        /// Only those whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Run every check that must hold, in order, up to the first that fails.
+    Test {
+        /// Only the steps whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// List the steps.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Time from QEMU's start to all processors online: the median of several boots.
+    BootTime {
+        #[command(flatten)]
+        guest: GuestArgs,
+        /// Boots.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: u32,
+        /// Fail if the median is not below this many milliseconds.
+        #[arg(long)]
+        below: Option<u64>,
+    },
+    /// Size of the stripped release kernel; fails if it is not below its limit.
+    Size,
+    /// Count the unsafe blocks, functions and impls of each crate.
+    UnsafeCount,
+}
+
+#[derive(Args)]
+struct SmpArgs {
+    #[command(flatten)]
+    guest: GuestArgs,
+    /// Run only the self-tests whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Seconds after which a guest that has not ended is a hang.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// Boot this many times in a row, with seeds that count up; stop at the first failure.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["gdb", "json", "log"])]
+    loops: Option<u32>,
+    /// With --loops: one seed for all, and every boot must print the same bytes.
+    #[arg(long, requires = "loops")]
+    identical: bool,
+    /// Attach gdb, stopped at the image's entry, symbols loaded.
+    #[arg(long, conflicts_with_all = ["json", "log"])]
+    gdb: bool,
+    /// Write the run's account as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write all that the guest printed.
+    #[arg(long)]
+    log: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = process::install_signal_handlers().and_then(|()| execute(cli.command));
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(WRONG_USE_OR_SETUP)
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<u8> {
+    match command {
+        Command::Smp(args) => smp(&args),
+        Command::Run(guest) => debug::interactive(&Target::prepare(&guest, ImageChoice::Kernel)?),
+        Command::Crash { only } => crash::all(only.as_deref()),
+        Command::Test { list: true, .. } => {
+            test::list();
+            Ok(0)
+        }
+        Command::Test { only, .. } => test::all(only.as_deref()),
+        Command::BootTime { guest, runs, below } => {
+            loops::boot_time(&Target::prepare(&guest, ImageChoice::Kernel)?, runs, below)
+        }
+        Command::Size => size::check(),
+        Command::UnsafeCount => {
+            print!("{}", unsafe_count::table(&image::workspace())?);
+            Ok(0)
+        }
+    }
+}
+
+fn smp(args: &SmpArgs) -> Result<u8> {
+    let mut target = Target::prepare(&args.guest, ImageChoice::Selftest)?;
+    if let Some(only) = &args.only {
+        ensure!(!only.contains(char::is_whitespace), "--only takes one word of the guest's command line");
+        target.append(&format!("only={only}"));
+    }
+    let timeout = Duration::from_secs(args.timeout);
+    if args.gdb {
+        return debug::with_gdb(&target);
+    }
+    if let Some(loops) = args.loops {
+        return loops::boots(&mut target, loops, args.identical, timeout);
+    }
+    let (run, verdict) = target.run(timeout, true)?;
+    report::print(&run, &verdict);
+    if let Some(path) = &args.log {
+        std::fs::write(path, &run.serial).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &args.json {
+        report::write_json(path, &run, &verdict, target.machine.cpus, &target.machine.command_line)?;
+    }
+    if verdict != Verdict::Passed {
+        eprintln!("again: {}", target.again());
+    }
+    Ok(verdict.exit_status())
+}

@@ -1,0 +1,89 @@
+//! Building the images, and finding what cargo built.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::process;
+
+/// Where every image runs.
+pub(crate) const TARGET: &str = "x86_64-unknown-none";
+
+/// The workspace that this program was built from, and that it builds.
+pub(crate) fn workspace() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
+
+/// A cargo of the same toolchain, in the workspace, that ends when the harness does.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Flags from the environment would replace those in .cargo/config.toml, and with them the images' code model.
+    command.current_dir(workspace()).env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    process::die_with_us(&mut command, Signal::TERM);
+    command
+}
+
+/// A bootable program of the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Package {
+    name: &'static str,
+    profile: &'static str,
+}
+
+/// The PVH loader.
+pub(crate) const LOADER: Package = Package { name: "boot", profile: "release" };
+/// The kernel as it ships.
+pub(crate) const KERNEL: Package = Package { name: "kernel", profile: "release" };
+/// The self-tests, with every assertion on.
+pub(crate) const SELFTEST: Package = Package { name: "selftest", profile: "checked" };
+
+/// Builds `package` and returns the path of its ELF file.
+pub(crate) fn build(package: Package) -> Result<PathBuf> {
+    let mut cargo = cargo()
+        .args(["build", "--message-format=json-render-diagnostics", "--target", TARGET])
+        .args(["--package", package.name, "--bin", package.name, "--profile", package.profile])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting cargo")?;
+    let messages = cargo.stdout.take().context("cargo's standard output")?;
+    let mut found = None;
+    for line in BufReader::new(messages).lines() {
+        found = executable(&line?, package.name).or(found);
+    }
+    let status = cargo.wait()?;
+    if !status.success() {
+        bail!("building the image {} failed: cargo ends with {status}", package.name);
+    }
+    found.with_context(|| format!("cargo built {} but names no executable", package.name))
+}
+
+/// The executable that a message of cargo announces, if it is that of `name`.
+fn executable(message: &str, name: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let matches = message["reason"] == "compiler-artifact" && message["target"]["name"] == name;
+    let path = message["executable"].as_str().filter(|_| matches)?;
+    Some(path.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_wanted_executable_is_taken() {
+        let artifact = |name: &str, executable: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"name":"{name}"}},"executable":{executable}}}"#
+            )
+        };
+        assert_eq!(executable(&artifact("boot", r#""/t/boot""#), "boot"), Some("/t/boot".into()));
+        assert_eq!(executable(&artifact("boot", "null"), "boot"), None);
+        assert_eq!(executable(&artifact("arch", r#""/t/arch""#), "boot"), None);
+        assert_eq!(executable("not json", "boot"), None);
+    }
+}

@@ -1,0 +1,293 @@
+//! One guest's life: start QEMU, follow what it prints, and see it end, by itself or by us.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::fs::MemfdFlags;
+use serde_json::json;
+
+use crate::console::Console;
+use crate::guest::{Event, Lines, Transcript};
+use crate::hang;
+use crate::process::{self, NoteSignals, Owned};
+use crate::qemu::{Accel, Machine, Qemu, Wiring};
+use crate::qmp::Qmp;
+use crate::symbols::Symbols;
+
+/// Between two looks at the guest. A boot is timed to within this.
+const POLL: Duration = Duration::from_millis(2);
+/// No run prints this much: one that does would fill the memory.
+const MOST_OUTPUT: usize = 256 << 20;
+
+/// How a guest ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// QEMU ended with this status.
+    Exited(i32),
+    /// QEMU was killed by this signal.
+    Killed(i32),
+    /// The machine was reset, which a triple fault does.
+    Reset,
+    /// It had not ended in time.
+    TimedOut(Duration),
+    /// It printed without end.
+    Flooded,
+    /// A signal asked the harness to end.
+    Interrupted,
+    /// All processors were online, which was all that was asked.
+    Online,
+}
+
+/// How to follow a guest.
+#[derive(Clone, Debug)]
+pub(crate) struct Watch {
+    /// When to give up.
+    pub(crate) timeout: Option<Duration>,
+    /// Show its lines as they come.
+    pub(crate) live: bool,
+    /// End it as soon as all processors are online.
+    pub(crate) until_online: bool,
+}
+
+/// All that is known of a guest that has ended.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// How it ended.
+    pub(crate) end: End,
+    /// What its lines meant.
+    pub(crate) transcript: Transcript,
+    /// Every byte of COM1.
+    pub(crate) serial: Vec<u8>,
+    /// From QEMU's start to the `online:` line.
+    pub(crate) online: Option<Duration>,
+    /// From QEMU's start to the end.
+    pub(crate) total: Duration,
+    /// Where each processor was, if the end was not the guest's own wish.
+    pub(crate) whereabouts: Option<String>,
+    /// What QEMU itself complained of.
+    pub(crate) complaint: String,
+}
+
+/// QEMU and the harness's ends of its wires.
+pub(crate) struct Guest {
+    qemu: Owned,
+    qmp: Qmp,
+    serial: File,
+    read: u64,
+    stderr: File,
+    started: Instant,
+}
+
+impl Guest {
+    /// Starts QEMU. `gdb`: it listens there, and waits for gdb before the first instruction.
+    pub(crate) fn start(qemu: &Qemu, machine: &Machine, gdb: Option<&Path>) -> Result<Self> {
+        let (ours, theirs) = UnixStream::pair().context("a socket pair for QMP")?;
+        let serial = memory_file("com1")?;
+        let stderr = memory_file("stderr")?;
+        // QEMU wants a descriptor that is open for writing only, so it gets a second open file.
+        let sink: OwnedFd = OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/self/fd/{}", process::number(&serial)))
+            .context("opening the serial log for writing")?
+            .into();
+        let theirs: OwnedFd = theirs.into();
+        let wiring = Wiring::Harness { serial: process::number(&sink), qmp: process::number(&theirs), gdb };
+        let mut command = Command::new(&qemu.program);
+        command.args(machine.arguments(wiring)).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(process::duplicate(stderr.as_fd())?);
+        // Its own process group: a terminal's Ctrl-C is for the harness, which may want to ask QEMU a last question.
+        command.process_group(0);
+        process::inherit(&mut command, vec![sink, theirs]);
+        let started = Instant::now();
+        let child =
+            Owned::spawn(&mut command).with_context(|| format!("cannot start {}", qemu.program.display()))?;
+        let mut guest = Self { qemu: child, qmp: Qmp::new(ours), serial, read: 0, stderr, started };
+        // Under the instruction counter nobody talks to QEMU while the guest runs.
+        if machine.accel != Accel::Icount {
+            // A QEMU that has died already is found out by whoever looks at it next.
+            let _ = guest.qmp.negotiate();
+        }
+        Ok(guest)
+    }
+
+    /// What COM1 has printed since the last call.
+    pub(crate) fn printed(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; 64 * 1024];
+        let n = self.serial.read_at(&mut bytes, self.read).context("reading the serial log")?;
+        self.read += n as u64;
+        bytes.truncate(n);
+        Ok(bytes)
+    }
+
+    /// QEMU's status, once it has ended.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.qemu.ended()
+    }
+
+    /// What QEMU says of a machine that has stopped (see `Machine::arguments`): a reset is an end, and the state is
+    /// kept for questions; a switch-off, the exit device's work, is granted, and QEMU ends with its status.
+    fn stopped(&mut self) -> Option<End> {
+        let event = self.qmp.event("SHUTDOWN")?;
+        match event["data"]["reason"].as_str() {
+            Some("guest-reset") => Some(End::Reset),
+            _ => {
+                // A QEMU that is ending by itself takes no commands any more.
+                let _ = self.qmp.send("quit", &json!({}));
+                None
+            }
+        }
+    }
+
+    /// What QEMU has written to its standard error.
+    pub(crate) fn complaint(&self) -> String {
+        whole(&self.stderr).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+}
+
+/// Runs a guest to its end.
+pub(crate) fn guest(qemu: &Qemu, machine: &Machine, symbols: &Symbols, watch: &Watch) -> Result<Run> {
+    let signals = NoteSignals::start();
+    let mut guest = Guest::start(qemu, machine, None)?;
+    let mut reader = Reader::new(symbols, watch.live);
+    let end = loop {
+        // The order counts: what was printed before the end is read after the end was seen.
+        let ended = guest.ended()?;
+        while reader.take(&guest.printed()?, guest.started) {}
+        if let Some(status) = ended {
+            break end_of(status);
+        }
+        if let Some(end) = guest.stopped() {
+            break end;
+        }
+        if watch.until_online && reader.online.is_some() {
+            break End::Online;
+        }
+        if let Some(end) = given_up(&guest, watch, &signals) {
+            break end;
+        }
+        reader.progress();
+        thread::sleep(POLL);
+    };
+    let total = guest.started.elapsed();
+    let whereabouts = match end {
+        End::Exited(_) | End::Killed(_) | End::Online => None,
+        _ => Some(
+            hang::report(&mut guest.qmp, symbols)
+                .unwrap_or_else(|e| format!("QEMU cannot be asked: {e:#}\n")),
+        ),
+    };
+    while reader.take(&guest.printed()?, guest.started) {}
+    let (transcript, online) = reader.finish();
+    let (serial, complaint) = (whole(&guest.serial)?, guest.complaint());
+    Ok(Run { end, transcript, serial, online, total, whereabouts, complaint })
+}
+
+/// Why not to wait any longer, if there is a reason.
+fn given_up(guest: &Guest, watch: &Watch, signals: &NoteSignals) -> Option<End> {
+    if signals.interrupted() {
+        return Some(End::Interrupted);
+    }
+    if guest.read > MOST_OUTPUT as u64 {
+        return Some(End::Flooded);
+    }
+    watch.timeout.filter(|&timeout| guest.started.elapsed() >= timeout).map(End::TimedOut)
+}
+
+fn end_of(status: ExitStatus) -> End {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => End::Exited(code),
+        (None, signal) => End::Killed(signal.unwrap_or(0)),
+    }
+}
+
+/// A file without a name, which nothing has to clean up.
+fn memory_file(name: &str) -> Result<File> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).context("a file in memory")?;
+    Ok(fd.into())
+}
+
+fn whole(file: &File) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len())?];
+    file.read_exact_at(&mut bytes, 0).context("reading back a file in memory")?;
+    Ok(bytes)
+}
+
+/// Turns the guest's bytes into a transcript and, beside it, into what the person at the terminal reads.
+pub(crate) struct Reader<'a> {
+    lines: Lines,
+    transcript: Transcript,
+    online: Option<Duration>,
+    symbols: &'a Symbols,
+    console: Console,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader at the guest's first byte.
+    pub(crate) fn new(symbols: &'a Symbols, live: bool) -> Self {
+        Self {
+            lines: Lines::default(),
+            transcript: Transcript::default(),
+            online: None,
+            symbols,
+            console: Console::new(live),
+        }
+    }
+
+    /// Takes the bytes in; says whether there were any.
+    pub(crate) fn take(&mut self, bytes: &[u8], started: Instant) -> bool {
+        let Self { lines, transcript, online, symbols, console } = self;
+        lines.feed(bytes, |line| {
+            let event = transcript.line(&line);
+            if matches!(event, Event::Online(_)) {
+                online.get_or_insert(started.elapsed());
+            }
+            annotate(&line, &event, !transcript.stops.is_empty(), symbols, |line| console.guest(line));
+        });
+        !bytes.is_empty()
+    }
+
+    /// Shows how far the guest is.
+    pub(crate) fn progress(&mut self) {
+        let transcript = &self.transcript;
+        self.console.progress(|| match (&transcript.running, transcript.online) {
+            (Some(test), _) => format!("{} tests done, running {test}", transcript.tests.len()),
+            (None, Some(n)) => format!("{n} processors online, {} tests done", transcript.tests.len()),
+            (None, None) => "booting".to_owned(),
+        });
+    }
+
+    /// The transcript, with what a guest that stopped in the middle of a line had printed of it.
+    pub(crate) fn finish(mut self) -> (Transcript, Option<Duration>) {
+        if let Some(line) = self.lines.finish() {
+            self.transcript.line(&line);
+            self.console.guest(&line);
+        }
+        (self.transcript, self.online)
+    }
+}
+
+/// Hands `line` to `show`, with the places of the code addresses in it: of a frame, or of any line in a report.
+fn annotate(line: &str, event: &Event, in_report: bool, symbols: &Symbols, mut show: impl FnMut(&str)) {
+    if let Event::Frame { index, address } = *event {
+        let mut places = symbols.frame(index, address).into_iter();
+        match places.next() {
+            Some(place) => show(&format!("{line}  {place}")),
+            None => show(line),
+        }
+        places.for_each(|place| show(&format!("       inlined into  {place}")));
+        return;
+    }
+    let mentioned = if in_report { symbols.mentioned(line) } else { Vec::new() };
+    show(line);
+    for (address, place) in mentioned {
+        show(&format!("       {address:#x} is  {place}"));
+    }
+}
