@@ -1,7 +1,7 @@
 //! The first instructions of the image on each processor.
 //!
-//! The loader leaves the boot processor at [`start`] on its own stack; the other processors jump to [`processor_start`] when
-//! their goto address is written, with the page tables of the loader still in force.
+//! The loader leaves the boot processor at the ELF entry point, on a stack of the loader's and with RBP zero; the other
+//! processors jump to [`processor_start`] when their goto address is written, with the loader's page tables still in force.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
@@ -18,15 +18,6 @@ pub struct ProcessorStart {
     pub routine: extern "sysv64" fn(argument: u64) -> !,
     /// What to say there.
     pub argument: u64,
-}
-
-/// The image's entry point calls this with the routine to run on the loader's stack; RBP is cleared so that a backtrace ends.
-///
-/// # Safety
-/// Only the ELF entry point may come here.
-#[unsafe(naked)]
-pub unsafe extern "sysv64" fn start(routine: extern "sysv64" fn() -> !) -> ! {
-    naked_asm!("xor ebp, ebp", "call rdi", "ud2")
 }
 
 /// Entry of a processor other than the first. RDI: the loader's description of it, whose word at 24 is the address of its

@@ -1,0 +1,3 @@
+//! What a person sees: the serial console.
+
+pub mod log;

@@ -1,0 +1,70 @@
+//! Stopping the other processors, and what an NMI means.
+//!
+//! An NMI is legitimate if somebody announced it: the target's counter is raised before it is sent. NMIs merge on the way, so
+//! fewer may arrive than were announced, never more; one more is hardware's, and a bugcheck.
+//!
+//! Called by:  bugcheck.rs (freeze), the self-tests (an NMI that does nothing).
+//! IRQL:       any. The NMI handler takes no lock and does not fault.
+
+use core::sync::atomic::Ordering;
+
+use arch::trap::TrapFrame;
+
+use super::prcb::{self, Processor};
+use super::{bugcheck, clock};
+
+/// How long the freezing processor waits for the others, in microseconds: an NMI is taken between two instructions, so this
+/// only covers a host that runs the virtual processors in turn.
+const FREEZE_MICROSECONDS: u64 = 500_000;
+
+/// Sends an NMI to `target` that its handler will know as ours.
+pub fn send_nmi(target: &Processor) {
+    target.prcb().nmi_announced.fetch_add(1, Ordering::SeqCst);
+    // SAFETY: a processor is registered with its tables loaded or about to be; callers pick ones that are online.
+    unsafe { arch::apic::send_nmi(target.prcb().apic_id()) };
+}
+
+/// The NMI handler.
+pub(crate) fn nmi(frame: &mut TrapFrame) {
+    let here = prcb::get(arch::pcr::number());
+    if bugcheck::is_under_way() {
+        freeze(here, frame);
+    }
+    let announced = here.map_or(0, |processor| processor.prcb().nmi_announced.load(Ordering::SeqCst));
+    let taken = here.map_or(0, |processor| processor.pcr().nmi_count.load(Ordering::Relaxed));
+    if taken > announced {
+        bugcheck::with_frame(bugcheck::StopCode::NmiHardwareFailure, [taken.into(), announced.into(), frame.rip, 0], frame);
+    }
+}
+
+/// This processor shows where it is and stops for good.
+fn freeze(here: Option<&Processor>, frame: &TrapFrame) -> ! {
+    if let Some(processor) = here {
+        processor.prcb().frozen_in.store(core::ptr::from_ref(frame) as u64, Ordering::Release);
+    }
+    arch::cpu::halt_forever()
+}
+
+/// Freezes every other processor that is online; returns how many didn't stop in time.
+pub(super) fn all_others() -> u32 {
+    let me = arch::pcr::number();
+    let others = || prcb::all().filter(|other| other.prcb().number() != me && other.prcb().state() == prcb::State::Online);
+    for other in others() {
+        send_nmi(other);
+    }
+    let start = clock::since_start();
+    loop {
+        let running = others().filter(|other| frame_of(other).is_none()).count() as u32;
+        if running == 0 || clock::since_start() - start > FREEZE_MICROSECONDS {
+            return running;
+        }
+        arch::cpu::spin_hint();
+    }
+}
+
+/// The frame that a processor froze in.
+pub(super) fn frame_of(processor: &Processor) -> Option<&TrapFrame> {
+    let address = processor.prcb().frozen_in.load(Ordering::Acquire);
+    // SAFETY: stored by `freeze` on that processor, which never leaves the handler: its NMI stack stays as it is.
+    (address != 0).then(|| unsafe { &*(address as *const TrapFrame) })
+}

@@ -1,0 +1,60 @@
+//! Requests between processors: "run this there, and return when it is done".
+//!
+//! The protocol is `sync::ipi`; here are its mailboxes (in the PRCB), the vector, and the mapping of numbers to APIC ids.
+//!
+//! IRQL: [`call`] below IPI; the function runs at IPI on each target.
+
+use arch::vector;
+use sync::irql::{Below, Ipi, Irql};
+
+pub use sync::ipi::Mailbox;
+
+use super::prcb;
+
+/// The registered processors, as `sync::ipi` sees them.
+struct Registered;
+
+// SAFETY: a mailbox is a field of the one `Processor` registered under its number, which never changes (prcb.rs, I1, I2), and
+// `arch::cpu::number()` is read from the PRCB of the same block.
+unsafe impl sync::ipi::Processors for Registered {
+    #[inline]
+    fn mailbox(&self, number: u32) -> &Mailbox {
+        match prcb::get(number) {
+            Some(processor) => &processor.prcb().mailbox,
+            None => arch::fatal(super::bugcheck::StopCode::TrapCauseUnknown as u32, [u64::from(vector::IPI), number.into(), 0, 1]),
+        }
+    }
+
+    #[inline]
+    fn interrupt(&self, targets: u64) {
+        let mut left = targets;
+        while left != 0 {
+            let number = left.trailing_zeros();
+            left &= left - 1;
+            if let Some(processor) = prcb::get(number) {
+                // SAFETY: the vector's handler is in place before any processor is registered.
+                unsafe { arch::apic::send(processor.prcb().apic_id(), vector::IPI) };
+            }
+        }
+    }
+}
+
+/// Every processor that is online.
+#[doc(alias = "KeQueryActiveProcessors")]
+pub fn online() -> u64 {
+    prcb::all()
+        .filter(|processor| processor.prcb().state() == prcb::State::Online)
+        .fold(0, |set, processor| set | 1 << processor.prcb().number())
+}
+
+/// Runs `function` at IPI on each processor in `targets` (bit n: processor n, this one included) and returns when all have.
+/// Targets must be online.
+#[doc(alias = "KeIpiGenericCall")]
+pub fn call<L: Below<Ipi>>(targets: u64, function: &(impl Fn(&mut Irql<Ipi>) + Sync), at: &mut Irql<L>) {
+    sync::ipi::call(&Registered, targets, function, at);
+}
+
+/// The IPI vector's handler body.
+pub(super) fn serve(at: &mut Irql<Ipi>) {
+    sync::ipi::serve(&Registered, at);
+}

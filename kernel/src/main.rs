@@ -1,0 +1,24 @@
+//! The kernel's own image: brings the machine up, says so, and idles.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod image {
+    use arch::exit::Outcome;
+    use kernel::boot::{Image, facts};
+    use kernel::ke::idle;
+    use sync::irql::{Irql, Passive};
+
+    static IMAGE: Image = Image { main, processor: idle::run };
+
+    kernel::image!(IMAGE);
+
+    fn main(at: &mut Irql<Passive>) -> Outcome {
+        kernel::info!("idle; bring-up took {} KiB", facts().early_bytes >> 10);
+        idle::run(at)
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("this is a kernel image: build it for x86_64-unknown-none, or type `make run`");
+}
