@@ -1,0 +1,195 @@
+#!/usr/bin/env bash
+# Makes the set-up that a command needs and this machine lacks; silent when nothing is missing.
+#
+#     ci/setup.sh build|run|test|debug|iso
+#
+# build: the pinned Rust toolchain and a host linker. run, test: QEMU as well. debug: gdb as well. iso: xorriso.
+# It says what it is about to install. Without the rights to, it prints the commands and fails; it never asks for a
+# password.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# QEMU emulates an x2APIC from this version on.
+readonly OLDEST_QEMU=9
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+usage() {
+    echo "usage: ci/setup.sh build|run|test|debug|iso" >&2
+    exit 2
+}
+
+# --- what is there -------------------------------------------------------------------------------------------------
+
+# The value of a key with one string in rust-toolchain.toml.
+pinned_channel() {
+    sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml
+}
+
+has_toolchain() {
+    # `rustup run` never installs anything by itself, as `cargo` and `rustc` may.
+    local libdir
+    libdir=$(rustup run "$1" rustc --print target-libdir --target x86_64-unknown-none 2>/dev/null) || return 1
+    compgen -G "$libdir/libcore-*.rlib" >/dev/null || return 1
+    local bin=${libdir%/lib/rustlib/*}/bin
+    [[ -x $bin/cargo && -x $bin/cargo-fmt && -x $bin/cargo-clippy && -x $bin/rustdoc ]]
+}
+
+# A compiler driver without the C library's start files links nothing.
+has_linker() {
+    command -v cc >/dev/null && [[ $(cc -print-file-name=crt1.o) == /* ]]
+}
+
+qemu_major() {
+    "${QEMU:-qemu-system-x86_64}" --version 2>/dev/null | sed -n '1s/.*version \([0-9]*\)\..*/\1/p'
+}
+
+# An older QEMU will do where the host's own processor runs the guest.
+kvm_works() {
+    [[ -r /dev/kvm && -w /dev/kvm ]] || return 1
+    echo quit | timeout 10 "${QEMU:-qemu-system-x86_64}" -accel kvm -machine q35 -S -display none -nodefaults \
+        -monitor stdio >/dev/null 2>&1
+}
+
+has_qemu() {
+    local major
+    major=$(qemu_major) && [[ -n $major ]] || return 1
+    ((major >= OLDEST_QEMU)) || kvm_works
+}
+
+# --- what to do ----------------------------------------------------------------------------------------------------
+
+packages=()  # Debian packages to install
+commands=()  # the commands that root is to run, in order
+
+# The suites that apt knows, a line each: suite, component, address, keyring.
+known_suites() {
+    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI) $(SIGNED_BY)' 'Created-By: Packages' | sort -u
+}
+
+# The newest major version of QEMU in what apt has read so far; nothing if there is none.
+newest_qemu_in() {
+    apt-cache madison qemu-system-x86 2>/dev/null |
+        awk -F '|' -v suite="$1" 'suite == "" || $3 ~ " " suite "/" { print $2 }' |
+        sed 's/^ *\([0-9]*:\)\{0,1\}\([0-9]*\)\..*/\2/' | sort -n | tail -n 1
+}
+
+# Plans the installation of a QEMU that is new enough.
+plan_qemu() {
+    [[ -z ${QEMU:-} ]] || fail "the QEMU named by the variable QEMU ($QEMU) is missing or older than $OLDEST_QEMU.0"
+    local id codename candidate
+    id=$(. /etc/os-release && echo "${ID:-}")
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    candidate=$(LC_ALL=C apt-cache policy qemu-system-x86 2>/dev/null |
+        sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}\([0-9]*\)\..*/\2/p')
+    if ((${candidate:-0} >= OLDEST_QEMU)); then
+        packages+=(qemu-system-x86)
+        return
+    fi
+    local newest
+    newest=$(newest_qemu_in "")
+    if [[ $id != debian || -z $codename ]] && ((${newest:-0} < OLDEST_QEMU)); then
+        fail "QEMU $OLDEST_QEMU.0 or newer is needed and this system's packages have ${newest:-none};" \
+            "install one by hand and name it in the variable QEMU"
+    fi
+    local backports=$codename-backports
+    if ! known_suites | grep -q "^$backports main "; then
+        plan_backports "$codename" "$backports"
+    fi
+    commands+=("apt-get install --yes --no-install-recommends --target-release $backports qemu-system-x86")
+}
+
+# Plans a source for the backports: the mirror and the keyring are those that the machine has its distribution from.
+plan_backports() {
+    local codename=$1 backports=$2 uri keyring
+    read -r uri keyring < <(known_suites | awk -v c="$codename" '($1 == c || $1 == "stable") && $2 == "main" {
+        print $3, $4; exit }') || true
+    [[ -n ${uri:-} ]] || fail "apt has no source for $codename to derive its backports from; add $backports, then repeat"
+    local options=
+    [[ -z ${keyring:-} ]] || options="[signed-by=$keyring] "
+    commands+=("echo 'deb $options${uri%/} $backports main' >/etc/apt/sources.list.d/$backports.list")
+    echo "setup: adds the package source $backports, from the mirror that this machine uses"
+}
+
+# Runs the planned commands as root, or says that somebody has to.
+run_as_root() {
+    local root=()
+    if ((EUID != 0)); then
+        if sudo -n true 2>/dev/null; then
+            root=(sudo -n)
+        else
+            echo "setup: this takes root's rights, which are not here; as root, run:" >&2
+            printf '    %s\n' "${commands[@]}" >&2
+            exit 1
+        fi
+    fi
+    local command
+    for command in "${commands[@]}"; do
+        echo "setup: $command"
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c "$command" || fail "that failed: $command"
+    done
+}
+
+install_toolchain() {
+    command -v rustup >/dev/null ||
+        fail "rustup is missing; with it (see its own instructions) this script installs Rust $1 by itself"
+    local -a command=(rustup toolchain install "$1" --profile minimal --component rustfmt --component clippy
+        --target x86_64-unknown-none)
+    echo "setup: installs Rust $1 for the host and x86_64-unknown-none: ${command[*]}"
+    "${command[@]}" || fail "that failed: ${command[*]}"
+}
+
+install_packages() {
+    local missing=("$@")
+    echo "setup: missing here: ${missing[*]}"
+    command -v apt-get >/dev/null ||
+        fail "this system has no apt-get: install by its own means ${missing[*]} (QEMU: $OLDEST_QEMU.0 or newer)"
+    local what
+    for what in "${missing[@]}"; do
+        case $what in
+        linker) packages+=(gcc libc6-dev) ;;
+        qemu) plan_qemu ;;
+        *) packages+=("$what") ;;
+        esac
+    done
+    ((${#packages[@]} == 0)) || commands+=("apt-get install --yes --no-install-recommends ${packages[*]}")
+    # The package lists may be old, or absent; and a source that is added has to be read before it is used.
+    local -a sources=() installs=()
+    local command
+    for command in "${commands[@]}"; do
+        if [[ $command == echo* ]]; then sources+=("$command"); else installs+=("$command"); fi
+    done
+    commands=("${sources[@]}" "apt-get update" "${installs[@]}")
+    echo "setup: installs Debian packages by:"
+    printf '    %s\n' "${commands[@]}"
+    run_as_root
+}
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+(($# == 1)) || usage
+missing=()
+has_linker || missing+=(linker)
+case $1 in
+build) ;;
+run | test) has_qemu || missing+=(qemu) ;;
+debug)
+    has_qemu || missing+=(qemu)
+    command -v gdb >/dev/null || missing+=(gdb)
+    ;;
+iso) command -v xorriso >/dev/null || missing+=(xorriso) ;;
+*) usage ;;
+esac
+
+((${#missing[@]} == 0)) || install_packages "${missing[@]}"
+has_linker || fail "there is still no working cc"
+if [[ $1 == run || $1 == test || $1 == debug ]]; then
+    has_qemu || fail "QEMU is still missing or too old (${OLDEST_QEMU}.0 is needed): $(qemu_major || true)"
+fi
+
+channel=$(pinned_channel)
+[[ -n $channel ]] || fail "rust-toolchain.toml names no channel"
+has_toolchain "$channel" || install_toolchain "$channel"
