@@ -55,7 +55,10 @@ impl<'f> InService<'f> {
 impl Drop for InService<'_> {
     fn drop(&mut self) {
         // Reached only by a handler that let the value fall; a panic never unwinds in an image.
-        crate::fatal(crate::upcalls::stop::IRQL_UNEXPECTED_VALUE, [u64::from(crate::irql::current()), 0, 0, 1]);
+        crate::fatal(
+            crate::upcalls::stop::IRQL_UNEXPECTED_VALUE,
+            [u64::from(crate::irql::current()), 0, 0, 1],
+        );
     }
 }
 

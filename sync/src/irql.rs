@@ -10,7 +10,7 @@
 //!                interrupt already (docs/irql.md, "What is pending is in the APIC").
 //! What safe code can still do: `mem::forget` a `Raised`. The level then stays high, never low; the verifier finds it at the
 //!             next use of a token, and no memory safety rests on the drop.
-//! Tests:      tests/refuse; tests/props/tests/inject_irql.rs; the unit tests below.
+//! Tests:      tests/refuse (I1, I2); tests/props/tests/ladder.rs; the unit tests below.
 //! Sources:    SDM vol. 3, "Task and Processor Priorities"; WDK, "Managing Hardware Priorities".
 
 use core::marker::PhantomData;

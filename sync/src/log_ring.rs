@@ -23,8 +23,7 @@
 //! draining 0 → 1? else leave        published at tail? then try again
 //! ```
 //!
-//! Tests:      tests/models/tests/log_ring.rs (no line lost, none twice); tests/props/tests/inject_log_ring.rs (producer and
-//!             drainer interrupted at every step).
+//! Tests:      tests/models/tests/log_ring.rs (no line lost, none twice); the unit tests below.
 
 use crossbeam_utils::CachePadded;
 

@@ -6,7 +6,7 @@
 //! Forgetting: `mem::forget` of a guard leaves the lock held and the level raised for ever: nobody gets at the data again,
 //!             so it is a hang (the checked build names the owner), never a race.
 //! Ordering:   word.rs; the data needs nothing of its own.
-//! Tests:      tests/models/tests/spin.rs; tests/props/tests/inject_spin.rs; tests/refuse.
+//! Tests:      tests/models/tests/spin.rs (I1); tests/refuse; the unit tests below.
 
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};

@@ -74,7 +74,11 @@ impl Injection<'_> {
             self.state.set(State::Running);
             irql::write(self.level);
             (self.handler)();
-            assert_eq!(irql::peek(), self.level, "the handler returned at another level than it was entered at");
+            assert_eq!(
+                irql::peek(),
+                self.level,
+                "the handler returned at another level than it was entered at"
+            );
             irql::write(interrupted);
             self.state.set(State::Delivered(interrupted));
         }
@@ -144,9 +148,15 @@ mod tests {
 
     #[test]
     fn an_interrupt_above_the_level_is_delivered_where_it_arrives() {
-        let points = every_point(7, || Cell::new(0), |_| raise_and_lower(), |n| n.set(n.get() + 1), |n, outcome| {
-            assert_eq!(n.get(), u32::from(outcome != Outcome::NotReached));
-        });
+        let points = every_point(
+            7,
+            || Cell::new(0),
+            |_| raise_and_lower(),
+            |n| n.set(n.get() + 1),
+            |n, outcome| {
+                assert_eq!(n.get(), u32::from(outcome != Outcome::NotReached));
+            },
+        );
         assert_eq!(points, 4);
         assert_eq!(run_at(1, 7, &|| (), raise_and_lower), Outcome::Delivered { interrupted: 5 });
     }
