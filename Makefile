@@ -26,7 +26,7 @@ smp: ## Boot the self-tests and judge the run
 	@ci/setup.sh run
 	@$(CI) smp $(GUEST) $(RUN)
 
-test: ## Run every check, up to the first that fails
+test: ## Run every check
 	@ci/setup.sh test
 	@$(CI) test $(if $(ONLY),--only $(ONLY))
 

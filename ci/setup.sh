@@ -65,9 +65,28 @@ has_qemu() {
 packages=()  # Debian packages to install
 commands=()  # the commands that root is to run, in order
 
-# The suites that apt knows, a line each: suite, component, address, keyring.
+# The suites that apt knows, a line each: suite, component, address, file.
 known_suites() {
-    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI) $(SIGNED_BY)' 'Created-By: Packages' | sort -u
+    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI) $(SOURCESENTRY)' 'Created-By: Packages' |
+        sed 's/:[0-9]*$//' | sort -u
+}
+
+# The keyring that a source file names for a suite; nothing if it leaves the choice to apt.
+keyring_of() {
+    case $1 in
+    *.sources)
+        awk -v RS= -v suite="$2" '{
+            keyring = ""; found = 0
+            lines = split($0, line, "\n")
+            for (i = 1; i <= lines; i++) {
+                if (line[i] ~ "^Suites:") found = (line[i] " ") ~ "[ \t]" suite "[ \t]"
+                if (line[i] ~ "^Signed-By:[ \t]*/") { keyring = line[i]; sub("^Signed-By:[ \t]*", "", keyring) }
+            }
+            if (found) { print keyring; exit }
+        }' "$1"
+        ;;
+    *) sed -n "s/^deb .*signed-by=\([^] ]*\).*[] ]$2 .*/\1/p" "$1" | head -n 1 ;;
+    esac
 }
 
 # The newest major version of QEMU in what apt has read so far; nothing if there is none.
@@ -104,12 +123,13 @@ plan_qemu() {
 
 # Plans a source for the backports: the mirror and the keyring are those that the machine has its distribution from.
 plan_backports() {
-    local codename=$1 backports=$2 uri keyring
-    read -r uri keyring < <(known_suites | awk -v c="$codename" '($1 == c || $1 == "stable") && $2 == "main" {
-        print $3, $4; exit }') || true
+    local codename=$1 backports=$2 suite uri file keyring
+    read -r suite uri file < <(known_suites | awk -v c="$codename" '($1 == c || $1 == "stable") && $2 == "main" {
+        print $1, $3, $4; exit }') || true
     [[ -n ${uri:-} ]] || fail "apt has no source for $codename to derive its backports from; add $backports, then repeat"
+    keyring=$(keyring_of "$file" "$suite")
     local options=
-    [[ -z ${keyring:-} ]] || options="[signed-by=$keyring] "
+    [[ -z $keyring ]] || options="[signed-by=$keyring] "
     commands+=("echo 'deb $options${uri%/} $backports main' >/etc/apt/sources.list.d/$backports.list")
     echo "setup: adds the package source $backports, from the mirror that this machine uses"
 }

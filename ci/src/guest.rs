@@ -11,6 +11,8 @@
 //! | `ok   NAME (N us)`, `FAIL NAME: reason`, `skip NAME: reason` | how it ended |
 //! | `selftest: P passed, F failed, S skipped` | all have ended |
 //! | `*** STOP 0xCODE NAME (0x.., 0x.., 0x.., 0x..)` | a bugcheck report begins |
+//! | `*** end of report` | and is complete |
+//! | `*** failed again while reporting:` | or will not be |
 //! | `#N 0xADDRESS` | a frame of a backtrace |
 
 use serde::Serialize;
@@ -115,6 +117,10 @@ pub(crate) enum Event {
     Summary(Summary),
     /// `*** STOP ...`.
     Stop(Stop),
+    /// `*** end of report`.
+    EndOfReport,
+    /// `*** failed again while reporting:`.
+    FailedAgain,
     /// `#N 0xADDRESS`.
     Frame {
         /// 0 is where the processor was; the others are return addresses.
@@ -136,6 +142,11 @@ pub(crate) fn parse(line: &str) -> Event {
     // A report may begin before there is a clock or a processor number, so these need no stamp.
     if let Some(stop) = text.strip_prefix("*** STOP ") {
         return parse_stop(stop).map_or(Event::Text, Event::Stop);
+    }
+    match text {
+        "*** end of report" => return Event::EndOfReport,
+        "*** failed again while reporting:" => return Event::FailedAgain,
+        _ => {}
     }
     if text.starts_with('#') {
         return parse_frame(text).unwrap_or(Event::Text);
@@ -218,6 +229,10 @@ pub(crate) struct Transcript {
     pub(crate) summaries: Vec<Summary>,
     /// Bugcheck reports begun: a sane crash prints exactly one.
     pub(crate) stops: Vec<Stop>,
+    /// Bugcheck reports that came to their end.
+    pub(crate) whole_reports: u64,
+    /// Failures inside a report.
+    pub(crate) failed_again: u64,
     /// The last line that was not blank, for runs that end without a verdict.
     pub(crate) last_line: String,
 }
@@ -238,6 +253,8 @@ impl Transcript {
             }
             Event::Summary(summary) => self.summaries.push(*summary),
             Event::Stop(stop) => self.stops.push(stop.clone()),
+            Event::EndOfReport => self.whole_reports += 1,
+            Event::FailedAgain => self.failed_again += 1,
             Event::Frame { .. } | Event::Text => {}
         }
         event

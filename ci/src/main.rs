@@ -63,7 +63,7 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
-    /// Run every check that must hold, in order, up to the first that fails.
+    /// Run every check that must hold.
     Test {
         /// Only the steps whose name contains this.
         #[arg(long)]
