@@ -51,14 +51,14 @@ std::thread_local! {
 /// where interleaving is loom's business.
 #[inline]
 pub fn point() {
-    #[cfg(not(loom))]
-    {
-        // A thread that is being torn down runs destructors after its thread-locals are gone: none is armed then.
-        let armed = ARMED.try_with(Cell::get).unwrap_or(ptr::null());
-        // SAFETY: I1: not null means that the `Injection` is on this thread's own stack, below this frame.
-        if let Some(injection) = unsafe { armed.as_ref() } {
-            injection.step();
-        }
+    if cfg!(loom) {
+        return;
+    }
+    // A thread that is being torn down runs destructors after its thread-locals are gone: none is armed then.
+    let armed = ARMED.try_with(Cell::get).unwrap_or(ptr::null());
+    // SAFETY: I1: not null means that the `Injection` is on this thread's own stack, below this frame.
+    if let Some(injection) = unsafe { armed.as_ref() } {
+        injection.step();
     }
 }
 

@@ -9,11 +9,13 @@ use super::{apic, cpu};
 
 /// Ticks of the PIT per second.
 const PIT_HZ: u64 = 1_193_182;
-/// A measurement's length: about 5 ms. Two are taken and must agree.
-const SAMPLE_TICKS: u16 = 5966;
-/// Measurements that may differ by more than [`TOLERANCE_PPM`] before calibration fails.
-const ATTEMPTS: usize = 8;
+/// A measurement's length: about 10 ms. Two are taken and must agree.
+const SAMPLE_TICKS: u16 = 11_932;
+/// Measurements before calibration fails; any two in a row may agree.
+const ATTEMPTS: usize = 16;
 const TOLERANCE_PPM: u64 = 2_000;
+/// Readings of which the one with the tightest bracket counts: the others were interrupted by a hypervisor or its host.
+const READINGS: usize = 16;
 /// TSC ticks after which a PIT that doesn't count is given up: several seconds on any processor.
 const STUCK_TICKS: u64 = 20_000_000_000;
 
@@ -53,24 +55,60 @@ impl Pit {
         Self { control: Port::new(0x43), channel2: Port::new(0x42), gate: Port::new(0x61) }
     }
 
-    /// Starts a count-down of `ticks` in mode 0: OUT goes high at its end.
+    /// Starts counting down from 65,535 in mode 0: OUT goes high at the end, 55 ms later.
     ///
     /// # Safety
     /// Nobody else uses channel 2.
-    unsafe fn start(&mut self, ticks: u16) {
+    unsafe fn start(&mut self) {
         // SAFETY: as the caller promised; the count starts with the write of the high byte.
         unsafe {
             let gate = self.gate.read();
             self.gate.write(gate & !Self::SPEAKER | Self::GATE);
             self.control.write(0b1011_0000);
-            self.channel2.write(ticks as u8);
-            self.channel2.write((ticks >> 8) as u8);
+            self.channel2.write(0xFF);
+            self.channel2.write(0xFF);
         }
     }
 
+    /// The count has run out.
     fn done(&mut self) -> bool {
         // SAFETY: a status read.
         unsafe { self.gate.read() & Self::OUT != 0 }
+    }
+
+    /// Ticks since the start, latched.
+    fn elapsed(&mut self) -> u16 {
+        // SAFETY: the latch command for channel 2, then its two bytes, low first.
+        let (low, high) = unsafe {
+            self.control.write(0b1000_0000);
+            (self.channel2.read(), self.channel2.read())
+        };
+        0xFFFF - u16::from_le_bytes([low, high])
+    }
+}
+
+/// All three clocks at one moment.
+#[derive(Clone, Copy)]
+struct Moment {
+    pit: u16,
+    tsc: u64,
+    apic: u32,
+}
+
+impl Moment {
+    /// Reads the PIT and the APIC timer between two readings of the TSC, several times; the tightest counts.
+    fn take(pit: &mut Pit) -> Self {
+        let mut best = (u64::MAX, Self { pit: 0, tsc: 0, apic: 0 });
+        for _ in 0..READINGS {
+            let before = cpu::timestamp();
+            let ticks = pit.elapsed();
+            let apic = apic::timer::remaining();
+            let width = cpu::timestamp().wrapping_sub(before);
+            if width < best.0 {
+                best = (width, Self { pit: ticks, tsc: before + width / 2, apic });
+            }
+        }
+        best.1
     }
 }
 
@@ -82,20 +120,16 @@ pub unsafe fn calibrate() -> Result<Rates, Uncalibrated> {
     let mut last: Option<(u64, u64)> = None;
     for _ in 0..ATTEMPTS {
         // SAFETY: as the caller promised.
-        let (tsc, apic) = unsafe { sample() }?;
-        if let Some((tsc_before, apic_before)) = last {
-            let spread = ppm(tsc, tsc_before).max(ppm(apic, apic_before));
+        let Some((tsc_hz, apic_hz)) = (unsafe { measure() })? else { continue };
+        if let Some((tsc_before, apic_before)) = last.replace((tsc_hz, apic_hz)) {
+            let spread = ppm(tsc_hz, tsc_before).max(ppm(apic_hz, apic_before));
             if spread <= TOLERANCE_PPM {
-                let hz = |a: u64, b: u64| (a + b) * PIT_HZ / (2 * u64::from(SAMPLE_TICKS));
-                let measured = hz(tsc, tsc_before);
-                return Ok(Rates {
-                    tsc_hz: cpu::tsc_hz_from_cpuid().filter(|&exact| ppm(exact, measured) < 10_000).unwrap_or(measured),
-                    apic_hz: hz(apic, apic_before),
-                    spread_ppm: spread,
-                });
+                let measured = (tsc_hz + tsc_before) / 2;
+                let exact = cpu::tsc_hz_from_cpuid().filter(|&exact| ppm(exact, measured) < 10_000);
+                let apic_hz = (apic_hz + apic_before) / 2;
+                return Ok(Rates { tsc_hz: exact.unwrap_or(measured), apic_hz, spread_ppm: spread });
             }
         }
-        last = Some((tsc, apic));
     }
     Err(Uncalibrated::Unsteady)
 }
@@ -104,23 +138,29 @@ fn ppm(a: u64, b: u64) -> u64 {
     a.abs_diff(b) * 1_000_000 / a.max(b).max(1)
 }
 
-/// TSC and APIC ticks during one PIT count.
-unsafe fn sample() -> Result<(u64, u64), Uncalibrated> {
+/// Both rates in hertz by one count; nothing if this processor stood still for so long that the count ran out.
+unsafe fn measure() -> Result<Option<(u64, u64)>, Uncalibrated> {
     let mut pit = Pit::new();
     // SAFETY: as `calibrate`'s caller promised.
     unsafe {
-        pit.start(SAMPLE_TICKS);
         apic::timer::start_masked(u32::MAX);
+        pit.start();
     }
-    let start = cpu::timestamp();
-    while !pit.done() {
-        if cpu::timestamp().wrapping_sub(start) > STUCK_TICKS {
+    let begin = cpu::timestamp();
+    let first = Moment::take(&mut pit);
+    while pit.elapsed().wrapping_sub(first.pit) < SAMPLE_TICKS && !pit.done() {
+        if cpu::timestamp().wrapping_sub(begin) > STUCK_TICKS {
             return Err(Uncalibrated::NoPit);
         }
     }
-    let tsc = cpu::timestamp().wrapping_sub(start);
-    let apic = u64::from(u32::MAX - apic::timer::remaining());
+    let last = Moment::take(&mut pit);
+    let ran_out = pit.done();
     // SAFETY: as above; stops the count.
     unsafe { apic::timer::start_masked(0) };
-    Ok((tsc, apic))
+    if ran_out || last.pit <= first.pit {
+        return Ok(None);
+    }
+    let ticks = u64::from(last.pit - first.pit);
+    let hertz = |count: u64| count * PIT_HZ / ticks;
+    Ok(Some((hertz(last.tsc - first.tsc), hertz(u64::from(first.apic - last.apic)))))
 }
