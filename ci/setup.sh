@@ -156,7 +156,7 @@ run_as_root() {
 install_toolchain() {
     command -v rustup >/dev/null ||
         fail "rustup is missing; with it (see its own instructions) this script installs Rust $1 by itself"
-    local -a command=(rustup toolchain install "$1" --profile minimal --component rustfmt --component clippy
+    local -a command=(rustup toolchain install "$1" --no-self-update --profile minimal --component rustfmt --component clippy
         --target x86_64-unknown-none)
     echo "setup: installs Rust $1 for the host and x86_64-unknown-none: ${command[*]}"
     "${command[@]}" || fail "that failed: ${command[*]}"

@@ -1,5 +1,6 @@
 //! What to boot and on which machine: the options that commands share, and the images, symbols and QEMU they imply.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -92,7 +93,7 @@ pub(crate) struct Target {
     pub(crate) machine: Machine,
     /// The code that runs there.
     pub(crate) symbols: Symbols,
-    tests: bool,
+    choice: ImageChoice,
     seed: u64,
     words: Vec<String>,
 }
@@ -104,7 +105,6 @@ impl Target {
         let qemu = Qemu::find()?;
         let accel = qemu.accel(args.accel)?;
         let choice = args.image.clone().unwrap_or(default);
-        let tests = choice != ImageChoice::Kernel;
         let loader = match &args.loader {
             Some(file) => existing(file)?,
             None => image::build(image::LOADER)?,
@@ -126,7 +126,7 @@ impl Target {
             image,
             command_line: String::new(),
         };
-        let mut target = Self { qemu, machine, symbols, tests, seed: args.seed, words: args.append.clone() };
+        let mut target = Self { qemu, machine, symbols, choice, seed: args.seed, words: args.append.clone() };
         target.set_seed(args.seed);
         Ok(target)
     }
@@ -159,21 +159,31 @@ impl Target {
 
     /// What such a run must show.
     pub(crate) fn expect(&self) -> Expect {
-        Expect { cpus: self.machine.cpus, tests: self.tests }
+        Expect { cpus: self.machine.cpus, tests: self.choice != ImageChoice::Kernel }
     }
 
-    /// The guest's part of the QEMU command that repeats this boot by hand.
+    /// The command that repeats this boot by hand.
     pub(crate) fn again(&self) -> String {
         let m = &self.machine;
-        format!(
-            "--cpus {} --accel {} --memory {} --machine {} --seed {}",
-            m.cpus,
-            clap::ValueEnum::to_possible_value(&m.accel)
-                .map_or_else(String::new, |v| v.get_name().to_owned()),
-            m.memory,
-            m.machine,
-            self.seed
-        )
+        let accel = clap::ValueEnum::to_possible_value(&m.accel);
+        let accel = accel.as_ref().map_or("tcg", |value| value.get_name());
+        let mut command = format!(
+            "cargo run -p ci -- smp --cpus {} --accel {accel} --memory {} --machine {} --cpu {} --seed {}",
+            m.cpus, m.memory, m.machine, m.cpu, self.seed
+        );
+        let topology = m.topology.iter().map(|topology| ("--topology", topology));
+        let words = self.words.iter().map(|word| ("--append", word));
+        for (option, value) in topology.chain(words) {
+            let _ = write!(command, " {option} {value}");
+        }
+        match &self.choice {
+            ImageChoice::Selftest => {}
+            ImageChoice::Kernel => command += " --image kernel",
+            ImageChoice::File(file) => {
+                let _ = write!(command, " --image {}", file.display());
+            }
+        }
+        command
     }
 }
 
