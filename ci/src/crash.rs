@@ -46,16 +46,9 @@ struct Headline {
 
 const ANY: Option<u64> = None;
 
-/// The first parameter is the image's own; the others are zero.
-const MANUAL: Headline = Headline {
-    code: 0xE2,
-    name: "MANUALLY_INITIATED_CRASH",
-    parameters: [Some(1), Some(0), Some(0), Some(0)],
-};
-
 /// Every deliberate end that the self-test image knows.
 const CRASHES: &[Crash] = &[
-    Crash { name: "manual", cpus: 4, wanted: Wanted::Report(MANUAL) },
+    Crash { name: "manual", cpus: 4, wanted: Wanted::Report(manual([Some(1), Some(2), Some(3), Some(4)])) },
     Crash {
         // The page below the stack takes the first fault, and its frame cannot be pushed: a double fault.
         name: "stack_overflow",
@@ -73,29 +66,57 @@ const CRASHES: &[Crash] = &[
         wanted: Wanted::Report(Headline {
             code: 0x1E,
             name: "KMODE_EXCEPTION_NOT_HANDLED",
-            parameters: [Some(0xE000_0001), ANY, ANY, ANY],
+            parameters: [Some(0xE000_0001), ANY, ANY, Some(0)],
         }),
     },
     Crash {
         name: "recursion",
         cpus: 2,
-        wanted: Wanted::CutShort(Headline {
-            code: 0xE2,
-            name: "MANUALLY_INITIATED_CRASH",
-            parameters: [ANY; 4],
+        wanted: Wanted::CutShort(manual([Some(5), Some(0), Some(0), Some(0)])),
+    },
+    Crash {
+        // Whichever processor is first reports, and names itself in the second parameter.
+        name: "two_at_once",
+        cpus: 4,
+        wanted: Wanted::Report(manual([Some(6), ANY, Some(0), Some(0)])),
+    },
+    Crash {
+        name: "unannounced_nmi",
+        cpus: 2,
+        wanted: Wanted::Report(Headline { code: 0x80, name: "NMI_HARDWARE_FAILURE", parameters: [ANY; 4] }),
+    },
+    Crash {
+        name: "forgotten_raise",
+        cpus: 1,
+        wanted: Wanted::Report(Headline { code: 0xC8, name: "IRQL_UNEXPECTED_VALUE", parameters: [ANY; 4] }),
+    },
+    Crash {
+        // Error code 3: a write, and the page is there.
+        name: "write_text",
+        cpus: 1,
+        wanted: Wanted::Report(Headline {
+            code: 0xBE,
+            name: "ATTEMPTED_WRITE_TO_READONLY_MEMORY",
+            parameters: [ANY, Some(3), ANY, Some(0)],
         }),
     },
     Crash {
-        name: "two_at_once",
-        cpus: 4,
+        // A read of address 16 at DISPATCH, which is 2.
+        name: "fault_at_dispatch",
+        cpus: 1,
         wanted: Wanted::Report(Headline {
-            code: 0xE2,
-            name: "MANUALLY_INITIATED_CRASH",
-            parameters: [ANY; 4],
+            code: 0x0A,
+            name: "IRQL_NOT_LESS_OR_EQUAL",
+            parameters: [Some(16), Some(2), Some(0), ANY],
         }),
     },
     Crash { name: "hang", cpus: 2, wanted: Wanted::Hang },
 ];
+
+/// The report of a bugcheck that the image asked for, with parameters of its own.
+const fn manual(parameters: [Option<u64>; 4]) -> Headline {
+    Headline { code: 0xE2, name: "MANUALLY_INITIATED_CRASH", parameters }
+}
 
 /// Boots every crash whose name contains `only`; status 1 if one is not as it must be.
 pub(crate) fn all(only: Option<&str>) -> Result<u8> {
