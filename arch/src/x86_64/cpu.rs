@@ -80,7 +80,9 @@ pub fn halt_forever() -> ! {
 pub unsafe fn rdmsr(register: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: as the caller promised.
-    unsafe { asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nostack, preserves_flags))
+    };
     u64::from(high) << 32 | u64::from(low)
 }
 
@@ -213,12 +215,19 @@ pub mod control {
     /// kernel's in force (both legal under NX and WP). PCID needs CR3's low 12 bits zero, as they are until it is used.
     pub unsafe fn establish(have: &Features) {
         // SAFETY: LME/LMA stay as they are; NX and SYSCALL were checked to exist.
-        unsafe { Efer::update(|efer| *efer |= EferFlags::NO_EXECUTE_ENABLE | EferFlags::SYSTEM_CALL_EXTENSIONS) };
+        unsafe {
+            Efer::update(|efer| *efer |= EferFlags::NO_EXECUTE_ENABLE | EferFlags::SYSTEM_CALL_EXTENSIONS)
+        };
         // SAFETY: paging and protection stay on; WP only forbids; TS makes the first FPU use trap.
         unsafe {
             Cr0::update(|cr0| {
-                *cr0 |= Cr0Flags::WRITE_PROTECT | Cr0Flags::TASK_SWITCHED | Cr0Flags::NUMERIC_ERROR | Cr0Flags::MONITOR_COPROCESSOR;
-                cr0.remove(Cr0Flags::EMULATE_COPROCESSOR | Cr0Flags::CACHE_DISABLE | Cr0Flags::NOT_WRITE_THROUGH);
+                *cr0 |= Cr0Flags::WRITE_PROTECT
+                    | Cr0Flags::TASK_SWITCHED
+                    | Cr0Flags::NUMERIC_ERROR
+                    | Cr0Flags::MONITOR_COPROCESSOR;
+                cr0.remove(
+                    Cr0Flags::EMULATE_COPROCESSOR | Cr0Flags::CACHE_DISABLE | Cr0Flags::NOT_WRITE_THROUGH,
+                );
             });
         }
         // SAFETY: each bit's feature is present; PAE stays set; LA57 isn't changed (the loader gave 4 levels).

@@ -55,8 +55,9 @@ impl Context {
 /// Saves the running context in `from` and resumes `to`. Returns when somebody switches back to `from`.
 ///
 /// # Safety
-/// 1. `to` was prepared or saved, and is not running anywhere. 2. `from` is this context's own, and nobody resumes it before
-/// its registers are saved. 3. Level DISPATCH, or IF=0.
+/// 1. `to` was prepared or saved, and is not running anywhere.
+/// 2. `from` is this context's own, and nobody resumes it before its registers are saved.
+/// 3. Level DISPATCH, or IF=0.
 pub unsafe fn swap_context(from: &mut Context, to: &Context, _nothing: NothingInService) {
     // SAFETY: as the caller promised; the token says that no EOI is owed.
     unsafe { swap(from, to) }

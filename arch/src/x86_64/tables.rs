@@ -111,10 +111,8 @@ impl ProcessorTables {
         let gdt = self.gdt.get();
         // SAFETY: this processor's own table, not loaded yet. Type 9: an available 64-bit TSS.
         unsafe {
-            (*gdt)[TSS_DESCRIPTOR] = limit & 0xFFFF
-                | (tss & 0xFF_FFFF) << 16
-                | 0x89 << 40
-                | (tss >> 24 & 0xFF) << 56;
+            (*gdt)[TSS_DESCRIPTOR] =
+                limit & 0xFFFF | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56;
             (*gdt)[TSS_DESCRIPTOR + 1] = tss >> 32;
         }
         let gdt_pointer = DescriptorTablePointer {

@@ -25,7 +25,9 @@ use core::arch::{global_asm, naked_asm};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::pcr::{self, GS_COUNTS, GS_DEPTH, GS_SOFTWARE, REQUEST_APC, REQUEST_DISPATCH, SENT_APC, SENT_DISPATCH};
+use super::pcr::{
+    self, GS_COUNTS, GS_DEPTH, GS_SOFTWARE, REQUEST_APC, REQUEST_DISPATCH, SENT_APC, SENT_DISPATCH,
+};
 use super::{cpu, irql};
 use crate::service::{InService, NothingInService, Retired};
 use crate::{level, upcalls, vector};
@@ -151,8 +153,8 @@ unsafe extern "C" {
     safe static kirql_trap_stubs: [[u8; 16]; 256];
 }
 
-/// The address of `vector`'s stub.
-pub(super) fn stub(vector: u8) -> u64 {
+/// The address of `vector`'s stub: for the IDT, and for self-tests that build a frame by hand.
+pub fn stub(vector: u8) -> u64 {
     core::ptr::from_ref(&kirql_trap_stubs[usize::from(vector)]) as u64
 }
 
@@ -431,8 +433,8 @@ where
     where
         F: for<'f> Fn(&'f mut InterruptFrame, InService<'f>) -> Retired<'f> + Copy + 'static,
     {
-        // SAFETY: F is zero-sized and a value of it existed in `set_handler`, so this conjures a copy of that one.
-        let handler = unsafe { core::mem::MaybeUninit::<F>::uninit().assume_init() };
+        // SAFETY: F is zero-sized and `Copy`, and a value of it existed in `set_handler`: this reads no memory.
+        let handler = unsafe { core::ptr::NonNull::<F>::dangling().read() };
         // SAFETY: 1. I1: the frame is on this stack until `entry` returns. 2. Called by the stub once for this delivery.
         let (frame, service) = unsafe { (&mut *frame, InService::delivered()) };
         let _: Retired<'_> = handler(frame, service);

@@ -12,7 +12,11 @@ impl<'a> CommandLine<'a> {
 
     /// The value of the last `name=value`: a later word overrides an earlier one.
     pub fn value(&self, name: &str) -> Option<&'a str> {
-        self.0.split_ascii_whitespace().rev().find_map(|word| word.split_once('=').filter(|(key, _)| *key == name)).map(|(_, value)| value)
+        self.0
+            .split_ascii_whitespace()
+            .rev()
+            .find_map(|word| word.split_once('=').filter(|(key, _)| *key == name))
+            .map(|(_, value)| value)
     }
 
     /// The value as a decimal or `0x` hexadecimal number; `Err` holds the text that isn't one.
@@ -53,6 +57,9 @@ mod tests {
     fn what_is_not_a_number_is_handed_back() {
         assert_eq!(CommandLine::new("seed=x").number("seed"), Some(Err("x")));
         assert_eq!(CommandLine::new("seed=").number("seed"), Some(Err("")));
-        assert_eq!(CommandLine::new("seed=18446744073709551616").number("seed"), Some(Err("18446744073709551616")));
+        assert_eq!(
+            CommandLine::new("seed=18446744073709551616").number("seed"),
+            Some(Err("18446744073709551616"))
+        );
     }
 }

@@ -84,19 +84,24 @@ impl Firmware {
         let mapper = RefCell::new((space, pages));
         let handler = OnDemand(&mapper);
         // SAFETY: the loader found the RSDP there; the crate checks signatures and checksums.
-        let tables =
-            unsafe { AcpiTables::from_rsdp(handler, rsdp as usize) }.map_err(|_| Refusal::Firmware("ACPI tables"))?;
+        let tables = unsafe { AcpiTables::from_rsdp(handler, rsdp as usize) }
+            .map_err(|_| Refusal::Firmware("ACPI tables"))?;
         let madt = tables.find_table::<Madt>().map_err(|_| Refusal::Firmware("ACPI MADT"))?;
         let mut facts =
             Self { processors: Bounded::new(), io_apics: Bounded::new(), overrides: Bounded::new() };
         const ENABLED: u32 = 1;
         for entry in madt.get().entries() {
             match entry {
-                MadtEntry::LocalApic(cpu) if cpu.flags & ENABLED != 0 => facts.processors.push(cpu.apic_id.into()),
-                MadtEntry::LocalX2Apic(cpu) if cpu.flags & ENABLED != 0 => facts.processors.push(cpu.x2apic_id),
-                MadtEntry::IoApic(chip) => facts
-                    .io_apics
-                    .push(IoApicFacts { address: chip.io_apic_address, gsi_base: chip.global_system_interrupt_base }),
+                MadtEntry::LocalApic(cpu) if cpu.flags & ENABLED != 0 => {
+                    facts.processors.push(cpu.apic_id.into())
+                }
+                MadtEntry::LocalX2Apic(cpu) if cpu.flags & ENABLED != 0 => {
+                    facts.processors.push(cpu.x2apic_id)
+                }
+                MadtEntry::IoApic(chip) => facts.io_apics.push(IoApicFacts {
+                    address: chip.io_apic_address,
+                    gsi_base: chip.global_system_interrupt_base,
+                }),
                 MadtEntry::InterruptSourceOverride(wire) => facts.overrides.push(Override {
                     isa: wire.irq,
                     gsi: wire.global_system_interrupt,
@@ -114,7 +119,11 @@ impl Firmware {
 struct OnDemand<'a, 'b>(&'a RefCell<(&'b mut KernelSpace, &'b mut EarlyPages)>);
 
 impl AcpiHandler for OnDemand<'_, '_> {
-    unsafe fn map_physical_region<T>(&self, physical_address: usize, size: usize) -> PhysicalMapping<Self, T> {
+    unsafe fn map_physical_region<T>(
+        &self,
+        physical_address: usize,
+        size: usize,
+    ) -> PhysicalMapping<Self, T> {
         let (space, pages) = &mut *self.0.borrow_mut();
         // Out of pages this early is a machine far below the minimum: said by name, as the crate's interface has no error.
         let Ok(address) = space.map_firmware(physical_address as u64, size as u64, pages) else {

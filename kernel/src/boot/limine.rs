@@ -104,7 +104,9 @@ impl BootInfo {
             boot_apic_id: mp.bsp_lapic_id(),
             x2apic: mp.flags().contains(limine::mp::ResponseFlags::X2APIC),
             unix_seconds: DATE.get_response().map(|answer| answer.timestamp().as_secs()),
-            loader: LOADER.get_response().map_or(("unknown loader", ""), |answer| (answer.name(), answer.version())),
+            loader: LOADER
+                .get_response()
+                .map_or(("unknown loader", ""), |answer| (answer.name(), answer.version())),
             modules: MODULES.get_response().map_or(0, |answer| answer.modules().len()),
         })
     }
@@ -122,7 +124,10 @@ fn revision() -> Result<u64, Refusal> {
         // It left the tag as it was, and may have used any revision that it knows. Limine 8 knew 2; what older ones used
         // can't be told.
         None => {
-            let version = LOADER.get_response().filter(|answer| answer.name() == "Limine").map(|answer| answer.version());
+            let version = LOADER
+                .get_response()
+                .filter(|answer| answer.name() == "Limine")
+                .map(|answer| answer.version());
             match version.and_then(|version| version.split('.').next()?.parse::<u32>().ok()) {
                 Some(8..) => Ok(2),
                 _ => Err(Refusal::BaseRevision(0)),

@@ -19,12 +19,19 @@ use crate::mm::stacks::{self, Kind};
 const ARRIVAL_MICROSECONDS: u64 = 10_000_000;
 
 /// Gives every processor that the loader started its memory, and registers it.
-pub(super) fn prepare(info: &BootInfo, space: &mut KernelSpace, pages: &mut EarlyPages) -> Result<(), Refusal> {
+pub(super) fn prepare(
+    info: &BootInfo,
+    space: &mut KernelSpace,
+    pages: &mut EarlyPages,
+) -> Result<(), Refusal> {
     let others = info.processors.iter().filter(|cpu| cpu.lapic_id != info.boot_apic_id);
     let root = space.root();
     for (cpu, number) in others.zip(1..) {
         if number as usize >= MAX_PROCESSORS {
-            crate::warn!("{} processors stay parked: more than {MAX_PROCESSORS}", info.processors.len() - MAX_PROCESSORS);
+            crate::warn!(
+                "{} processors stay parked: more than {MAX_PROCESSORS}",
+                info.processors.len() - MAX_PROCESSORS
+            );
             break;
         }
         let physical = pages.contiguous(size_of::<Processor>() as u64).ok_or(Refusal::NoMemory)?;
@@ -68,9 +75,10 @@ pub(super) fn start_all(info: &BootInfo) -> Result<(), Refusal> {
     for cpu in others.take(started as usize - 1) {
         // SAFETY: `processor_start` has the ABI that the loader calls with; its parameter is the same pointer as a number.
         let entry = unsafe {
-            core::mem::transmute::<unsafe extern "C" fn(u64) -> !, unsafe extern "C" fn(&super::limine::Cpu) -> !>(
-                arch::entry::processor_start,
-            )
+            core::mem::transmute::<
+                unsafe extern "C" fn(u64) -> !,
+                unsafe extern "C" fn(&super::limine::Cpu) -> !,
+            >(arch::entry::processor_start)
         };
         cpu.goto_address.write(entry);
     }
@@ -78,7 +86,9 @@ pub(super) fn start_all(info: &BootInfo) -> Result<(), Refusal> {
     while ipi::online().count_ones() < started {
         if clock::since_start() - begin > ARRIVAL_MICROSECONDS {
             let missing = prcb::all().find(|processor| processor.prcb().state() != State::Online);
-            return Err(Refusal::ProcessorMissing(missing.map_or(u32::MAX, |processor| processor.prcb().apic_id())));
+            return Err(Refusal::ProcessorMissing(
+                missing.map_or(u32::MAX, |processor| processor.prcb().apic_id()),
+            ));
         }
         arch::cpu::spin_hint();
     }

@@ -30,16 +30,23 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::BaseRevision(used) => {
-                write!(f, "the boot loader uses base revision {used} of the Limine protocol; 2 or 3 is needed (Limine 8 or later)")
+                write!(
+                    f,
+                    "the boot loader uses base revision {used} of the Limine protocol; 2 or 3 is needed (Limine 8 or later)"
+                )
             }
             Self::NoAnswer(request) => write!(f, "the boot loader gave no answer to the {request} request"),
             Self::NoFeature(name) => {
                 write!(f, "this processor has no {name}; under QEMU (9 or newer) use -cpu max")
             }
-            Self::NotX2apic => f.write_str("the processors are not in x2APIC mode; under QEMU (9 or newer) use -cpu max"),
+            Self::NotX2apic => {
+                f.write_str("the processors are not in x2APIC mode; under QEMU (9 or newer) use -cpu max")
+            }
             Self::NoMemory => f.write_str("out of memory during bring-up; 128 MiB is the least"),
             Self::Firmware(what) => write!(f, "{what} can't be read"),
-            Self::Clock(Uncalibrated::NoPit) => f.write_str("the PIT does not count, so the clocks can't be measured"),
+            Self::Clock(Uncalibrated::NoPit) => {
+                f.write_str("the PIT does not count, so the clocks can't be measured")
+            }
             Self::Clock(Uncalibrated::Unsteady) => f.write_str("no two measurements of the clocks agree"),
             Self::ProcessorMissing(id) => write!(f, "the processor with APIC id {id} did not arrive"),
         }

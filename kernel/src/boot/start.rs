@@ -10,9 +10,9 @@ use super::command_line::CommandLine;
 use super::firmware::Firmware;
 use super::limine::BootInfo;
 use super::{Refusal, processors};
+use crate::kd::log::{self, LogLevel};
 use crate::ke::prcb::{self, Processor};
 use crate::ke::{bugcheck, clock, freeze, trap, vectors};
-use crate::kd::log::{self, LogLevel};
 use crate::mm::early::EarlyPages;
 use crate::mm::space::KernelSpace;
 use crate::mm::stacks::{self, Kind};
@@ -58,7 +58,9 @@ static BOOT_PROCESSOR: Processor = Processor::new(0, 0);
 
 /// A stack for exceptions until the real ones are mapped.
 #[repr(align(16))]
-struct EarlyStack(#[expect(dead_code, reason = "reached by its address")] core::cell::UnsafeCell<[u8; 16 * 1024]>);
+struct EarlyStack(
+    #[expect(dead_code, reason = "reached by its address")] core::cell::UnsafeCell<[u8; 16 * 1024]>,
+);
 // SAFETY: used by one processor's hardware only, one fatal exception at a time.
 unsafe impl Sync for EarlyStack {}
 static EARLY_STACK: EarlyStack = EarlyStack(core::cell::UnsafeCell::new([0; 16 * 1024]));
@@ -121,7 +123,8 @@ fn bring_up() -> Result<(), Refusal> {
     unsafe { control::establish(&features) };
 
     let mut pages = EarlyPages::new(info.memory_map);
-    let mut space = KernelSpace::build(&info, features.gib_pages, &mut pages).map_err(|_| Refusal::NoMemory)?;
+    let mut space =
+        KernelSpace::build(&info, features.gib_pages, &mut pages).map_err(|_| Refusal::NoMemory)?;
     stacks::map(0, &mut space, &mut pages).map_err(|_| Refusal::NoMemory)?;
     // SAFETY: the loader's stack and answers are in memory that the HHDM maps.
     unsafe { space.activate() };
@@ -155,7 +158,11 @@ fn bring_up() -> Result<(), Refusal> {
 }
 
 /// Every line of every I/O APIC is masked until a driver connects to it.
-fn mask_io_apics(firmware: &Firmware, space: &mut KernelSpace, pages: &mut EarlyPages) -> Result<(), Refusal> {
+fn mask_io_apics(
+    firmware: &Firmware,
+    space: &mut KernelSpace,
+    pages: &mut EarlyPages,
+) -> Result<(), Refusal> {
     for chip in firmware.io_apics.as_slice() {
         let address = space.map_device(chip.address.into(), 0x20, pages).map_err(|_| Refusal::NoMemory)?;
         // SAFETY: the registers of an I/O APIC, mapped uncached for good; this is the only handle to them for now.
@@ -171,7 +178,11 @@ fn mask_io_apics(firmware: &Firmware, space: &mut KernelSpace, pages: &mut Early
 
 fn summarize(facts: &Facts, left: u64) {
     let (loader, version) = facts.info.loader;
-    crate::info!("kirql {} by {loader} {version}, base revision {}", env!("CARGO_PKG_VERSION"), facts.info.revision);
+    crate::info!(
+        "kirql {} by {loader} {version}, base revision {}",
+        env!("CARGO_PKG_VERSION"),
+        facts.info.revision
+    );
     let present = |wanted: bool| FeatureList(facts.features, wanted);
     crate::info!("features:{}; absent:{}", present(true), present(false));
     let rates = facts.rates;
@@ -190,7 +201,10 @@ struct FeatureList(Features, bool);
 
 impl core::fmt::Display for FeatureList {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        self.0.optional().filter(|&(_, present)| present == self.1).try_for_each(|(name, _)| write!(f, " {name}"))
+        self.0
+            .optional()
+            .filter(|&(_, present)| present == self.1)
+            .try_for_each(|(name, _)| write!(f, " {name}"))
     }
 }
 

@@ -86,12 +86,12 @@ stop_codes! {
 }
 
 #[cfg(target_os = "none")]
-pub use report::{bugcheck, is_under_way, raw, with_frame};
+pub use report::{bugcheck, is_under_way, raw, register_callback, with_frame};
 
 #[cfg(target_os = "none")]
 mod report {
     use core::fmt::{self, Write};
-    use core::sync::atomic::{AtomicU32, Ordering};
+    use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
     use arch::exit::Outcome;
     use arch::trap::TrapFrame;
@@ -105,6 +105,25 @@ mod report {
     static OWNER: AtomicU32 = AtomicU32::new(NOBODY);
     /// Failures of the reporting processor, the first included (I3).
     static FAILURES: AtomicU32 = AtomicU32::new(0);
+
+    /// What a driver or a self-test wants done at the end of the report; zero: nothing.
+    static CALLBACK: AtomicUsize = AtomicUsize::new(0);
+
+    /// Runs `callback` at the end of the report, at HIGH, the other processors frozen. One at a time; returns whether none was
+    /// registered before.
+    #[doc(alias = "KeRegisterBugCheckCallback")]
+    pub fn register_callback(callback: fn()) -> bool {
+        CALLBACK.compare_exchange(0, callback as usize, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    fn run_callback() {
+        let address = CALLBACK.load(Ordering::Acquire);
+        if address != 0 {
+            // SAFETY: only `register_callback` stores here, and only a `fn()`.
+            let callback = unsafe { core::mem::transmute::<usize, fn()>(address) };
+            callback();
+        }
+    }
 
     /// Whether a report has begun: an NMI then means "freeze".
     pub fn is_under_way() -> bool {
@@ -176,6 +195,7 @@ mod report {
         crate::kd::log::take_over();
         // A formatting error can't happen: `Port` has none.
         let _ = describe(me, code, parameters, irql, frame, at_large);
+        run_callback();
     }
 
     fn headline(code: u32, [a, b, c, d]: [u64; 4]) -> fmt::Result {
@@ -254,11 +274,19 @@ mod report {
 
     fn dump(frame: &TrapFrame) -> fmt::Result {
         let f = frame;
-        writeln!(Port, "    vector {} error {:#x} cr2 {:016x} rflags {:08x} cs {:x} ss {:x}", f.vector as u8, f.error, f.cr2, f.rflags, f.cs, f.ss)?;
+        writeln!(
+            Port,
+            "    vector {} error {:#x} cr2 {:016x} rflags {:08x} cs {:x} ss {:x}",
+            f.vector as u8, f.error, f.cr2, f.rflags, f.cs, f.ss
+        )?;
         writeln!(Port, "    rip {:016x} rsp {:016x} rbp {:016x} rax {:016x}", f.rip, f.rsp, f.rbp, f.rax)?;
         writeln!(Port, "    rbx {:016x} rcx {:016x} rdx {:016x} rsi {:016x}", f.rbx, f.rcx, f.rdx, f.rsi)?;
         writeln!(Port, "    rdi {:016x} r8  {:016x} r9  {:016x} r10 {:016x}", f.rdi, f.r8, f.r9, f.r10)?;
-        writeln!(Port, "    r11 {:016x} r12 {:016x} r13 {:016x} r14 {:016x} r15 {:016x}", f.r11, f.r12, f.r13, f.r14, f.r15)?;
+        writeln!(
+            Port,
+            "    r11 {:016x} r12 {:016x} r13 {:016x} r14 {:016x} r15 {:016x}",
+            f.r11, f.r12, f.r13, f.r14, f.r15
+        )?;
         trace(f.rip, f.rbp)
     }
 
@@ -277,11 +305,15 @@ mod report {
         const STATUS_RUST_PANIC: u64 = 0xE000_0001;
         // Through the log: one line, not mixed with others', even before the freeze. Inside a report, straight to the port.
         if is_under_way() {
-            let _ = writeln!(Port, "\npanic: {info}");
+            let _ = writeln!(Port, "\npanic: {}", info.message());
         } else {
-            crate::error!("panic: {info}");
+            crate::error!("panic: {}", info.message());
         }
-        let (file, line) = info.location().map_or((0, 0), |at| (at.file().as_ptr() as u64, u64::from(at.line())));
+        let (file, line) = info.location().map_or(("", 0), |at| (at.file(), at.line()));
+        if !is_under_way() {
+            crate::error!("panic: at {file}:{line}");
+        }
+        let (file, line) = (file.as_ptr() as u64, u64::from(line));
         stop(StopCode::KmodeExceptionNotHandled as u32, [STATUS_RUST_PANIC, file, line, 0], None)
     }
 }
@@ -294,7 +326,11 @@ mod tests {
     fn names_and_numbers_agree_and_are_unique() {
         for (at, &code) in StopCode::ALL.iter().enumerate() {
             assert_eq!(name_of(code as u32), code.name());
-            assert!(StopCode::ALL[..at].iter().all(|&other| other as u32 != code as u32 && other.name() != code.name()));
+            assert!(
+                StopCode::ALL[..at]
+                    .iter()
+                    .all(|&other| other as u32 != code as u32 && other.name() != code.name())
+            );
         }
         assert_eq!(name_of(0xDEAD), "UNKNOWN_STOP_CODE");
     }

@@ -35,7 +35,7 @@ pub fn apic_hz() -> u64 {
 
 /// `ticks` of the TSC in microseconds, zero before calibration.
 pub fn microseconds(ticks: u64) -> u64 {
-    (u128::from(ticks) * u128::from(MICROSECONDS.load(Ordering::Relaxed)) >> 32) as u64
+    ((u128::from(ticks) * u128::from(MICROSECONDS.load(Ordering::Relaxed))) >> 32) as u64
 }
 
 /// Microseconds since the image started, zero before calibration.

@@ -33,7 +33,11 @@ pub(crate) fn nmi(frame: &mut TrapFrame) {
     let announced = here.map_or(0, |processor| processor.prcb().nmi_announced.load(Ordering::SeqCst));
     let taken = here.map_or(0, |processor| processor.pcr().nmi_count.load(Ordering::Relaxed));
     if taken > announced {
-        bugcheck::with_frame(bugcheck::StopCode::NmiHardwareFailure, [taken.into(), announced.into(), frame.rip, 0], frame);
+        bugcheck::with_frame(
+            bugcheck::StopCode::NmiHardwareFailure,
+            [taken.into(), announced.into(), frame.rip, 0],
+            frame,
+        );
     }
 }
 
@@ -48,7 +52,9 @@ fn freeze(here: Option<&Processor>, frame: &TrapFrame) -> ! {
 /// Freezes every other processor that is online; returns how many didn't stop in time.
 pub(super) fn all_others() -> u32 {
     let me = arch::pcr::number();
-    let others = || prcb::all().filter(|other| other.prcb().number() != me && other.prcb().state() == prcb::State::Online);
+    let others = || {
+        prcb::all().filter(|other| other.prcb().number() != me && other.prcb().state() == prcb::State::Online)
+    };
     for other in others() {
         send_nmi(other);
     }

@@ -21,7 +21,10 @@ unsafe impl sync::ipi::Processors for Registered {
     fn mailbox(&self, number: u32) -> &Mailbox {
         match prcb::get(number) {
             Some(processor) => &processor.prcb().mailbox,
-            None => arch::fatal(super::bugcheck::StopCode::TrapCauseUnknown as u32, [u64::from(vector::IPI), number.into(), 0, 1]),
+            None => arch::fatal(
+                super::bugcheck::StopCode::TrapCauseUnknown as u32,
+                [u64::from(vector::IPI), number.into(), 0, 1],
+            ),
         }
     }
 

@@ -140,7 +140,11 @@ impl Prcb {
 
     /// How far it has come.
     pub fn state(&self) -> State {
-        if self.state.load(Ordering::Acquire) == State::Online as u8 { State::Online } else { State::Starting }
+        if self.state.load(Ordering::Acquire) == State::Online as u8 {
+            State::Online
+        } else {
+            State::Starting
+        }
     }
 
     /// This processor is complete; Release, so that whoever sees it sees what came before.
@@ -159,7 +163,8 @@ impl Prcb {
     }
 }
 
-static REGISTRY: [AtomicPtr<Processor>; MAX_PROCESSORS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_PROCESSORS];
+static REGISTRY: [AtomicPtr<Processor>; MAX_PROCESSORS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_PROCESSORS];
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Adds the next processor (I2): boot processor only.

@@ -48,13 +48,13 @@ pub(crate) fn exception(frame: &mut TrapFrame) {
 /// NTSTATUS of an exception, as parameter 1 of KMODE_EXCEPTION_NOT_HANDLED.
 fn status(vector: u8) -> Option<u64> {
     Some(match vector {
-        0 => 0xFFFF_FFFF_C000_0094,      // STATUS_INTEGER_DIVIDE_BY_ZERO
-        1 => 0xFFFF_FFFF_8000_0004,      // STATUS_SINGLE_STEP
-        3 => 0xFFFF_FFFF_8000_0003,      // STATUS_BREAKPOINT
-        4 => 0xFFFF_FFFF_C000_0095,      // STATUS_INTEGER_OVERFLOW
-        6 => 0xFFFF_FFFF_C000_001D,      // STATUS_ILLEGAL_INSTRUCTION
-        13 => 0xFFFF_FFFF_C000_0005,     // STATUS_ACCESS_VIOLATION
-        17 => 0xFFFF_FFFF_8000_0002,     // STATUS_DATATYPE_MISALIGNMENT
+        0 => 0xFFFF_FFFF_C000_0094,       // STATUS_INTEGER_DIVIDE_BY_ZERO
+        1 => 0xFFFF_FFFF_8000_0004,       // STATUS_SINGLE_STEP
+        3 => 0xFFFF_FFFF_8000_0003,       // STATUS_BREAKPOINT
+        4 => 0xFFFF_FFFF_C000_0095,       // STATUS_INTEGER_OVERFLOW
+        6 => 0xFFFF_FFFF_C000_001D,       // STATUS_ILLEGAL_INSTRUCTION
+        13 => 0xFFFF_FFFF_C000_0005,      // STATUS_ACCESS_VIOLATION
+        17 => 0xFFFF_FFFF_8000_0002,      // STATUS_DATATYPE_MISALIGNMENT
         16 | 19 => 0xFFFF_FFFF_C000_0090, // STATUS_FLOAT_INVALID_OPERATION
         _ => return None,
     })
@@ -68,8 +68,12 @@ fn classify(frame: &TrapFrame) -> (StopCode, [u64; 4]) {
         14 => page_fault_code(frame),
         18 => (StopCode::MachineCheckException, [0, frame.rip, 0, 0]),
         _ => match status(vector) {
-            Some(status) => (StopCode::KmodeExceptionNotHandled, [status, frame.rip, frame.error, u64::from(vector)]),
-            None => (StopCode::UnexpectedKernelModeTrap, [u64::from(vector), frame.error, frame.rip, frame.rsp]),
+            Some(status) => {
+                (StopCode::KmodeExceptionNotHandled, [status, frame.rip, frame.error, u64::from(vector)])
+            }
+            None => {
+                (StopCode::UnexpectedKernelModeTrap, [u64::from(vector), frame.error, frame.rip, frame.rsp])
+            }
         },
     }
 }
@@ -95,8 +99,10 @@ fn page_fault_code(frame: &TrapFrame) -> (StopCode, [u64; 4]) {
 /// If this exception is a stack that ran over: the processor and the stack.
 pub(super) fn overflown_stack(frame: &TrapFrame) -> Option<(u32, stacks::Kind)> {
     let processors = super::prcb::count();
-    [frame.cr2, frame.rsp].into_iter().filter_map(|address| stacks::owner(address, processors)).find_map(|owner| match owner {
-        (processor, kind, true) => Some((processor, kind)),
-        _ => None,
-    })
+    [frame.cr2, frame.rsp].into_iter().filter_map(|address| stacks::owner(address, processors)).find_map(
+        |owner| match owner {
+            (processor, kind, true) => Some((processor, kind)),
+            _ => None,
+        },
+    )
 }

@@ -37,7 +37,15 @@ impl KernelSpace {
                 Segment::Data => Flags::PRESENT | Flags::GLOBAL | Flags::NO_EXECUTE | Flags::WRITABLE,
             };
             // SAFETY: fresh tables; the rights are the segment's own (I1).
-            unsafe { self.map(range.start, physical + (range.start - linked), range.end - range.start, flags, pages)? };
+            unsafe {
+                self.map(
+                    range.start,
+                    physical + (range.start - linked),
+                    range.end - range.start,
+                    flags,
+                    pages,
+                )?
+            };
         }
         Ok(())
     }
@@ -46,7 +54,8 @@ impl KernelSpace {
         let (start, linked) = info.image;
         let image = start..start + (Segment::Data.range().end - linked);
         let is_memory = |kind| {
-            [EntryType::USABLE, EntryType::BOOTLOADER_RECLAIMABLE, EntryType::EXECUTABLE_AND_MODULES].contains(&kind)
+            [EntryType::USABLE, EntryType::BOOTLOADER_RECLAIMABLE, EntryType::EXECUTABLE_AND_MODULES]
+                .contains(&kind)
         };
         let mut entries = info.memory_map.iter().filter(|entry| is_memory(entry.entry_type)).peekable();
         while let Some(entry) = entries.next() {
@@ -70,7 +79,13 @@ impl KernelSpace {
         Ok(())
     }
 
-    fn map_hhdm(&mut self, physical: u64, bytes: u64, extra: Flags, pages: &mut EarlyPages) -> Result<(), OutOfPages> {
+    fn map_hhdm(
+        &mut self,
+        physical: u64,
+        bytes: u64,
+        extra: Flags,
+        pages: &mut EarlyPages,
+    ) -> Result<(), OutOfPages> {
         let flags = Flags::PRESENT | Flags::NO_EXECUTE | Flags::GLOBAL | extra;
         // SAFETY: the loader's ranges don't overlap, and no other code maps the HHDM; memory, never executable (I2).
         unsafe { self.map(paging::hhdm() + physical, physical, bytes, flags, pages) }
@@ -94,7 +109,12 @@ impl KernelSpace {
 
     /// Makes firmware tables at `physical` readable through the HHDM, page by page; what is mapped already stays. These tables
     /// are in force on this processor.
-    pub fn map_firmware(&mut self, physical: u64, bytes: u64, pages: &mut EarlyPages) -> Result<u64, OutOfPages> {
+    pub fn map_firmware(
+        &mut self,
+        physical: u64,
+        bytes: u64,
+        pages: &mut EarlyPages,
+    ) -> Result<u64, OutOfPages> {
         let end = (physical + bytes).next_multiple_of(PAGE);
         for page in (physical / PAGE * PAGE..end).step_by(PAGE as usize) {
             if paging::translate(paging::hhdm() + page).is_none() {
@@ -105,13 +125,22 @@ impl KernelSpace {
     }
 
     /// Maps device registers, uncached. For good.
-    pub fn map_device(&mut self, physical: u64, bytes: u64, pages: &mut EarlyPages) -> Result<u64, OutOfPages> {
+    pub fn map_device(
+        &mut self,
+        physical: u64,
+        bytes: u64,
+        pages: &mut EarlyPages,
+    ) -> Result<u64, OutOfPages> {
         let offset = physical % PAGE;
         let bytes = (offset + bytes).next_multiple_of(PAGE);
         let at = self.next_device;
         self.next_device += bytes;
-        let flags =
-            Flags::PRESENT | Flags::WRITABLE | Flags::NO_EXECUTE | Flags::GLOBAL | Flags::NO_CACHE | Flags::WRITE_THROUGH;
+        let flags = Flags::PRESENT
+            | Flags::WRITABLE
+            | Flags::NO_EXECUTE
+            | Flags::GLOBAL
+            | Flags::NO_CACHE
+            | Flags::WRITE_THROUGH;
         // SAFETY: addresses that nothing else uses; device memory is uncached.
         unsafe { self.map(at, physical - offset, bytes, flags, pages)? };
         Ok(at + offset)
