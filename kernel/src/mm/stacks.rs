@@ -2,7 +2,7 @@
 //!
 //! Invariants: I1 the pages of a slot below its stack are never mapped: an overflow faults there, and the push of that fault's
 //!                frame faults again, so it arrives as #DF on its own stack.
-//!             I2 slot = processor * [`Kind::COUNT`] + kind: who an address belongs to is arithmetic, usable in a bugcheck.
+//!             I2 slot = processor * `Kind::COUNT` + kind: who an address belongs to is arithmetic, usable in a bugcheck.
 
 use arch::paging::{Flags, OutOfPages};
 use arch::tables::Ist;

@@ -128,7 +128,7 @@ fn ipi_reaches(at: &mut Irql<Passive>) -> Result {
 fn ipi_storm(at: &mut Irql<Passive>) -> Result {
     /// Calls in all stay about the same however many processors there are: each round is a call from each to each.
     fn rounds() -> u32 {
-        (6400 / prcb::count().pow(2)).max(1)
+        (1600 / prcb::count().pow(2)).max(1)
     }
     static RAN: AtomicU32 = AtomicU32::new(0);
     need_processors(2)?;
