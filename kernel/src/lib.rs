@@ -1,9 +1,9 @@
 //! The executive.
 //!
-//! Reading order: [`boot`] (from the loader's jump to all processors online), [`ke`] (processors, exceptions, bugcheck,
-//! inter-processor requests, interrupt objects), [`mm`] (so far what bring-up needs), [`kd`] (the console).
+//! Reading order: `boot` (from the loader's jump to all processors online), `ke` (processors, exceptions, bugcheck,
+//! inter-processor requests, interrupt objects), `mm` (so far what bring-up needs), `kd` (the console).
 //!
-//! An image is a small binary that calls [`image!`] with what it wants to run; the kernel's own is `main.rs`, the self-tests'
+//! An image is a small binary that calls `image!` with what it wants to run; the kernel's own is `main.rs`, the self-tests'
 //! is tests/selftest. On a host target the crate compiles to what can be tested there.
 #![cfg_attr(target_os = "none", no_std)]
 

@@ -1,7 +1,7 @@
 //! From the loader's jump to the image's own code on every processor.
 //!
-//! Order:      [`start()`] reads as a list. [`limine`] is what the loader tells, [`command_line`] what the user asks,
-//!             [`firmware`] what ACPI knows, [`processors`] brings the other processors up.
+//! Order:      `start()` reads as a list. `limine` is what the loader tells, `command_line` what the user asks,
+//!             `firmware` what ACPI knows, `processors` brings the other processors up.
 //! IRQL:       interrupts are off until a processor is complete; then PASSIVE.
 
 pub mod command_line;

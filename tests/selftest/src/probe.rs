@@ -88,7 +88,7 @@ pub(crate) fn write(address: u64) -> Option<Seen> {
     attempt!("lock or byte ptr [rdi], 0", address)
 }
 
-/// Stores zero. Apart from [`write`]: an emulator that runs one processor splits the locked access, and its load faults first.
+/// Stores zero. Apart from `write`: an emulator that runs one processor splits the locked access, and its load faults first.
 pub(crate) fn store(address: u64) -> Option<Seen> {
     attempt!("mov byte ptr [rdi], 0", address)
 }
