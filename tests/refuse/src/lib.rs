@@ -1,1 +1,5 @@
-//! Skeleton.
+//! Programs that must not compile, each with a near twin that does.
+//!
+//! A case is one file of `cases/`: with `--cfg refused` it must be refused, with exactly the errors in the `.expected` file
+//! beside it; without, it must compile. So a case cannot rot into being refused for another reason than the one it is about,
+//! and the twin is the way to do it right. `tests/cases.rs` runs them.
