@@ -142,10 +142,12 @@ impl Machine {
         match self.accel {
             Accel::Tcg => add(&["-accel", "tcg"]),
             Accel::Kvm => add(&["-accel", "kvm"]),
-            // The clock, the date and QEMU's own random numbers all come from the counter and a fixed seed.
+            // The clock, the date and QEMU's own random numbers all come from the counter and a fixed seed. QEMU lets
+            // only the last instruction of a block read the counter and does not count `wrmsr` and `rdmsr` among
+            // those that do, though the x2APIC timer's registers are behind them: so every instruction is a block.
             Accel::Icount => add(&[
                 "-accel",
-                "tcg,thread=single",
+                "tcg,thread=single,one-insn-per-tb=on",
                 "-icount",
                 "shift=0,sleep=off",
                 "-rtc",
