@@ -97,12 +97,12 @@ struct Moment {
 
 impl Moment {
     /// Reads the PIT and the APIC timer between two readings of the TSC, several times; the tightest counts.
-    fn take(pit: &mut Pit) -> Self {
+    fn take(pit: &mut Pit, with_apic: bool) -> Self {
         let mut best = (u64::MAX, Self { pit: 0, tsc: 0, apic: 0 });
         for _ in 0..READINGS {
             let before = cpu::timestamp();
             let ticks = pit.elapsed();
-            let apic = apic::timer::remaining();
+            let apic = if with_apic { apic::timer::remaining() } else { 0 };
             let width = cpu::timestamp().wrapping_sub(before);
             if width < best.0 {
                 best = (width, Self { pit: ticks, tsc: before + width / 2, apic });
@@ -117,10 +117,11 @@ impl Moment {
 /// # Safety
 /// The boot processor with interrupts off, x2APIC on, nobody else using the PIT or this processor's timer.
 pub unsafe fn calibrate() -> Result<Rates, Uncalibrated> {
+    let defined = cpu::apic_hz_by_definition();
     let mut last: Option<(u64, u64)> = None;
     for _ in 0..ATTEMPTS {
         // SAFETY: as the caller promised.
-        let Some((tsc_hz, apic_hz)) = (unsafe { measure() })? else { continue };
+        let Some((tsc_hz, apic_hz)) = (unsafe { measure(defined) })? else { continue };
         if let Some((tsc_before, apic_before)) = last.replace((tsc_hz, apic_hz)) {
             let spread = ppm(tsc_hz, tsc_before).max(ppm(apic_hz, apic_before));
             if spread <= TOLERANCE_PPM {
@@ -138,8 +139,8 @@ fn ppm(a: u64, b: u64) -> u64 {
     a.abs_diff(b) * 1_000_000 / a.max(b).max(1)
 }
 
-/// Both rates in hertz by one count; nothing if this processor stood still for so long that the count ran out.
-unsafe fn measure() -> Result<Option<(u64, u64)>, Uncalibrated> {
+/// Both rates in hertz by one count, the APIC timer's only if `apic_hz` doesn't give it; nothing if this processor stood still for so long that the count ran out.
+unsafe fn measure(apic_hz: Option<u64>) -> Result<Option<(u64, u64)>, Uncalibrated> {
     let mut pit = Pit::new();
     // SAFETY: as `calibrate`'s caller promised.
     unsafe {
@@ -147,13 +148,13 @@ unsafe fn measure() -> Result<Option<(u64, u64)>, Uncalibrated> {
         pit.start();
     }
     let begin = cpu::timestamp();
-    let first = Moment::take(&mut pit);
+    let first = Moment::take(&mut pit, apic_hz.is_none());
     while pit.elapsed().wrapping_sub(first.pit) < SAMPLE_TICKS && !pit.done() {
         if cpu::timestamp().wrapping_sub(begin) > STUCK_TICKS {
             return Err(Uncalibrated::NoPit);
         }
     }
-    let last = Moment::take(&mut pit);
+    let last = Moment::take(&mut pit, apic_hz.is_none());
     let ran_out = pit.done();
     // SAFETY: as above; stops the count.
     unsafe { apic::timer::start_masked(0) };
@@ -162,5 +163,6 @@ unsafe fn measure() -> Result<Option<(u64, u64)>, Uncalibrated> {
     }
     let ticks = u64::from(last.pit - first.pit);
     let hertz = |count: u64| count * PIT_HZ / ticks;
-    Ok(Some((hertz(last.tsc - first.tsc), hertz(u64::from(first.apic - last.apic)))))
+    let apic_hz = apic_hz.unwrap_or_else(|| hertz(u64::from(first.apic - last.apic)));
+    Ok(Some((hertz(last.tsc - first.tsc), apic_hz)))
 }

@@ -186,6 +186,15 @@ pub fn tsc_hz_from_cpuid() -> Option<u64> {
     CpuId::with_cpuid_reader(CpuIdReaderNative).get_tsc_info()?.tsc_frequency()
 }
 
+/// The APIC timer's input clock in hertz where the hypervisor defines it: QEMU's TCG counts its virtual nanoseconds. It
+/// can't be measured there in every mode, since a read of the current count ends QEMU under its instruction counter
+/// ("Bad icount read": RDMSR is not treated as an I/O instruction).
+pub fn apic_hz_by_definition() -> Option<u64> {
+    use raw_cpuid::Hypervisor;
+    let hypervisor = CpuId::with_cpuid_reader(CpuIdReaderNative).get_hypervisor_info()?;
+    (hypervisor.identify() == Hypervisor::QEMU).then_some(1_000_000_000)
+}
+
 /// Control-register state that the kernel runs with; every processor sets the same.
 pub mod control {
     use super::Features;

@@ -196,6 +196,7 @@ mod report {
         // A formatting error can't happen: `Port` has none.
         let _ = describe(me, code, parameters, irql, frame, at_large);
         run_callback();
+        let _ = writeln!(Port, "*** end of report");
     }
 
     fn headline(code: u32, [a, b, c, d]: [u64; 4]) -> fmt::Result {
@@ -250,7 +251,7 @@ mod report {
                 (None, _) => writeln!(Port, "cpu {number}: {:?}, not frozen", other.prcb().state())?,
             }
         }
-        writeln!(Port, "*** end of report")
+        Ok(())
     }
 
     /// The report itself failed: what is certain, in two lines.
