@@ -20,11 +20,11 @@ impl Word {
         }
     }
 
-    /// Spins until the word is ours. The bit test of the old value makes this `lock bts` and a jump.
+    /// Spins until the word is ours.
     #[cfg(not(feature = "verifier"))]
     #[inline(always)]
     pub(crate) fn acquire(&self) {
-        if self.0.fetch_or(1, Ordering::Acquire) & 1 != 0 {
+        if !self.try_acquire() {
             self.acquire_contended();
         }
     }
@@ -45,11 +45,18 @@ impl Word {
         }
     }
 
-    /// Takes the word if it is free; never spins.
-    #[cfg(not(feature = "verifier"))]
+    /// Takes the word if it is free; never spins. The bit test of the old value makes this `lock bts` and a jump.
+    #[cfg(not(any(feature = "verifier", loom)))]
     #[inline(always)]
     pub(crate) fn try_acquire(&self) -> bool {
         self.0.fetch_or(1, Ordering::Acquire) & 1 == 0
+    }
+
+    /// As above, by an operation that leaves a held word alone. loom does not order the store of a `release` with another
+    /// thread's read-modify-write that came before it: it would let a failed `fetch_or` undo the release.
+    #[cfg(all(loom, not(feature = "verifier")))]
+    pub(crate) fn try_acquire(&self) -> bool {
+        self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Gives the word back.
