@@ -1,4 +1,4 @@
-//! CR8 as a variable of the thread that plays the processor. Both calls are points at which [`inject`](super::inject) may
+//! CR8 as a variable of the thread that plays the processor. Both calls are points at which [`inject`] may
 //! deliver; a write is one before and after, so that an interrupt can hit either side of it.
 
 use core::cell::Cell;

@@ -158,7 +158,7 @@ pub fn stub(vector: u8) -> u64 {
     core::ptr::from_ref(&kirql_trap_stubs[usize::from(vector)]) as u64
 }
 
-/// Steps 1–3 and 6. On entry: [RSP] vector, then the processor's five words; IF=0.
+/// Steps 1–3 and 6. On entry, from RSP up: vector, then the processor's five words; IF=0.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn interrupt_entry() {
     naked_asm!(
@@ -233,7 +233,7 @@ unsafe extern "sysv64" fn interrupt_entry() {
     )
 }
 
-/// Exceptions on the current stack. On entry: [RSP] vector, error code, the processor's five words; IF=0.
+/// Exceptions on the current stack. On entry, from RSP up: vector, error code, the processor's five words; IF=0.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn exception_entry() {
     naked_asm!(

@@ -195,8 +195,9 @@ mod report {
         crate::kd::log::take_over();
         // A formatting error can't happen: `Port` has none.
         let _ = describe(me, code, parameters, irql, frame, at_large);
-        run_callback();
+        // The report is whole before anything foreign runs.
         let _ = writeln!(Port, "*** end of report");
+        run_callback();
     }
 
     fn headline(code: u32, [a, b, c, d]: [u64; 4]) -> fmt::Result {
