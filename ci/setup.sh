@@ -67,6 +67,7 @@ commands=()  # the commands that root is to run, in order
 
 # The suites that apt knows, a line each: suite, component, address, file.
 known_suites() {
+    # shellcheck disable=SC2016 # apt fills these in, not the shell
     apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI) $(SOURCESENTRY)' 'Created-By: Packages' |
         sed 's/:[0-9]*$//' | sort -u
 }
@@ -100,7 +101,9 @@ newest_qemu_in() {
 plan_qemu() {
     [[ -z ${QEMU:-} ]] || fail "the QEMU named by the variable QEMU ($QEMU) is missing or older than $OLDEST_QEMU.0"
     local id codename candidate
+    # shellcheck source=/dev/null # it is the system's
     id=$(. /etc/os-release && echo "${ID:-}")
+    # shellcheck source=/dev/null
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     candidate=$(LC_ALL=C apt-cache policy qemu-system-x86 2>/dev/null |
         sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}\([0-9]*\)\..*/\2/p')
@@ -115,7 +118,7 @@ plan_qemu() {
             "install one by hand and name it in the variable QEMU"
     fi
     local backports=$codename-backports
-    if ! known_suites | grep -q "^$backports main "; then
+    if [[ $'\n'$(known_suites) != *$'\n'"$backports main "* ]]; then
         plan_backports "$codename" "$backports"
     fi
     commands+=("apt-get install --yes --no-install-recommends --target-release $backports qemu-system-x86")
@@ -141,7 +144,7 @@ run_as_root() {
         if sudo -n true 2>/dev/null; then
             root=(sudo -n)
         else
-            echo "setup: this takes root's rights, which are not here; as root, run:" >&2
+            echo "setup: this takes root's rights, which are not here; as root, run (and repeat this command then):" >&2
             printf '    %s\n' "${commands[@]}" >&2
             exit 1
         fi
@@ -151,6 +154,15 @@ run_as_root() {
         echo "setup: $command"
         "${root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c "$command" || fail "that failed: $command"
     done
+}
+
+# A container's image comes without package lists, and then apt cannot tell its sources.
+read_package_lists() {
+    [[ -z $(known_suites) ]] || return 0
+    echo "setup: apt has no package lists yet, so it reads them first"
+    commands=("apt-get update")
+    run_as_root
+    commands=()
 }
 
 install_toolchain() {
@@ -167,6 +179,7 @@ install_packages() {
     echo "setup: missing here: ${missing[*]}"
     command -v apt-get >/dev/null ||
         fail "this system has no apt-get: install by its own means ${missing[*]} (QEMU: $OLDEST_QEMU.0 or newer)"
+    read_package_lists
     local what
     for what in "${missing[@]}"; do
         case $what in
