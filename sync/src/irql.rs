@@ -121,23 +121,22 @@ impl<L: Level> Irql<L> {
         verifier::within::<L>();
     }
 
+    #[inline(always)]
+    fn known_or_read(&self) -> u8 {
+        if L::LOWEST == L::HIGHEST { L::LOWEST } else { arch::irql::current() }
+    }
+}
+
+impl<L: MayBlock> Irql<L> {
     /// Nothing is in service on this processor: what a context switch asks for.
     #[inline(always)]
     #[cfg_attr(feature = "verifier", track_caller)]
-    pub fn nothing_in_service(&mut self) -> NothingInService
-    where
-        L: MayBlock,
-    {
+    pub fn nothing_in_service(&mut self) -> NothingInService {
         self.check();
         // SAFETY: a handler runs at or above DISPATCH until it ended its interrupt and ever after it was interrupted itself,
         // so code at PASSIVE or APC was reached with none half-way (I1). The value is neither `Send` nor `Sync`, so a handler
         // that interrupts this code can't come by it.
         unsafe { NothingInService::assume() }
-    }
-
-    #[inline(always)]
-    fn known_or_read(&self) -> u8 {
-        if L::LOWEST == L::HIGHEST { L::LOWEST } else { arch::irql::current() }
     }
 }
 
