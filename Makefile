@@ -10,14 +10,15 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
 # An option is passed on only if its variable is given, so that the defaults stand in one place, `ci`.
 GUEST = $(if $(QEMU_CPUS),--cpus $(QEMU_CPUS)) $(if $(TOPOLOGY),--topology $(TOPOLOGY)) \
-	$(if $(MEMORY),--memory $(MEMORY)) $(if $(SEED),--seed $(SEED)) $(if $(ACCEL),--accel $(ACCEL))
+	$(if $(MEMORY),--memory $(MEMORY)) $(if $(SEED),--seed $(SEED)) $(if $(ACCEL),--accel $(ACCEL)) \
+	$(if $(LOGLEVEL),--append loglevel=$(LOGLEVEL))
 RUN = $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(ONLY),--only $(ONLY))
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS='	' read -r target what; do \
 		printf '  %-10s %s\n' "$$target" "$$what"; done
 	@echo
-	@echo '  QEMU_CPUS=4 TOPOLOGY=sockets=2,cores=2,threads=1 MEMORY=512M SEED=1 ACCEL=tcg|icount|kvm'
+	@echo '  QEMU_CPUS=4 TOPOLOGY=sockets=2,cores=2,threads=1 MEMORY=512M SEED=1 ACCEL=tcg|icount|kvm LOGLEVEL=debug'
 	@echo '                 the machine of smp, run, debug, boot-loop and boot-time'
 	@echo '  TIMEOUT=60 ONLY=part-of-a-name'
 	@echo '                 for smp and boot-loop; ONLY also for test, crash and debug'
