@@ -7,7 +7,7 @@
 //!                in `Irql::with`, whose caller argues it; a raise borrows the lower token for as long as it lasts.
 //!             I2 no token outlives the code it was given to: it is handed out as `for<'a> &'a mut`, never by value.
 //!             I3 lowering is one CR8 write and checks nothing: whatever was requested while raised is pending as an
-//!                interrupt already (docs/irql.md, "What is pending is in the APIC").
+//!                interrupt already (arch::trap, steps 4 and 5).
 //! What safe code can still do: `mem::forget` a `Raised`. The level then stays high, never low; the verifier finds it at the
 //!             next use of a token, and no memory safety rests on the drop.
 //! Tests:      tests/refuse (I1, I2); tests/props/tests/ladder.rs; the unit tests below.
@@ -23,12 +23,16 @@ pub use crate::rank::*;
 /// Stop codes that this crate raises.
 pub(crate) mod stop {
     pub(crate) const IRQL_NOT_GREATER_OR_EQUAL: u32 = 0x09;
+    pub(crate) const IRQL_NOT_LESS_OR_EQUAL: u32 = 0x0A;
+    pub(crate) const MAXIMUM_WAIT_OBJECTS_EXCEEDED: u32 = 0x0C;
     #[cfg_attr(not(feature = "verifier"), allow(dead_code, reason = "checked build only"))]
     pub(crate) const SPIN_LOCK_ALREADY_OWNED: u32 = 0x0F;
     #[cfg_attr(not(feature = "verifier"), allow(dead_code, reason = "checked build only"))]
     pub(crate) const SPIN_LOCK_NOT_OWNED: u32 = 0x10;
     #[cfg(feature = "verifier")]
     pub(crate) const IRQL_UNEXPECTED_VALUE: u32 = 0xC8;
+    #[cfg(all(feature = "verifier", not(loom)))]
+    pub(crate) const DRIVER_VERIFIER_DETECTED_VIOLATION: u32 = 0xC4;
 }
 
 /// This processor is at level `L`, and the code that holds the borrow may rely on it.
@@ -121,22 +125,23 @@ impl<L: Level> Irql<L> {
         verifier::within::<L>();
     }
 
-    #[inline(always)]
-    fn known_or_read(&self) -> u8 {
-        if L::LOWEST == L::HIGHEST { L::LOWEST } else { arch::irql::current() }
-    }
-}
-
-impl<L: MayBlock> Irql<L> {
     /// Nothing is in service on this processor: what a context switch asks for.
     #[inline(always)]
     #[cfg_attr(feature = "verifier", track_caller)]
-    pub fn nothing_in_service(&mut self) -> NothingInService {
+    pub fn nothing_in_service(&mut self) -> NothingInService
+    where
+        L: MayBlock,
+    {
         self.check();
         // SAFETY: a handler runs at or above DISPATCH until it ended its interrupt and ever after it was interrupted itself,
         // so code at PASSIVE or APC was reached with none half-way (I1). The value is neither `Send` nor `Sync`, so a handler
         // that interrupts this code can't come by it.
         unsafe { NothingInService::assume() }
+    }
+
+    #[inline(always)]
+    fn known_or_read(&self) -> u8 {
+        if L::LOWEST == L::HIGHEST { L::LOWEST } else { arch::irql::current() }
     }
 }
 

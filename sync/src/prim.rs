@@ -21,12 +21,12 @@ pub(crate) use const_unless_loom;
 
 #[cfg(loom)]
 pub(crate) use loom::{
-    cell::{MutPtr, UnsafeCell},
+    cell::{ConstPtr, MutPtr, UnsafeCell},
     sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, fence},
 };
 
 #[cfg(not(loom))]
-pub(crate) use cell::{MutPtr, UnsafeCell};
+pub(crate) use cell::{ConstPtr, MutPtr, UnsafeCell};
 
 #[cfg(target_os = "none")]
 pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, fence};
@@ -58,6 +58,7 @@ impl Backoff {
 #[cfg(not(loom))]
 mod cell {
     pub(crate) struct UnsafeCell<T: ?Sized>(core::cell::UnsafeCell<T>);
+    pub(crate) struct ConstPtr<T: ?Sized>(*const T);
     pub(crate) struct MutPtr<T: ?Sized>(*mut T);
 
     impl<T> UnsafeCell<T> {
@@ -81,10 +82,26 @@ mod cell {
             f(self.0.get())
         }
 
-        /// For an access that lasts longer than a closure: loom sees it end with the `MutPtr`.
+        /// For a reading access that lasts longer than a closure: loom sees it end with the `ConstPtr`.
+        #[inline(always)]
+        pub(crate) fn get(&self) -> ConstPtr<T> {
+            ConstPtr(self.0.get())
+        }
+
+        /// For a writing access that lasts longer than a closure.
         #[inline(always)]
         pub(crate) fn get_mut(&self) -> MutPtr<T> {
             MutPtr(self.0.get())
+        }
+    }
+
+    impl<T: ?Sized> ConstPtr<T> {
+        /// # Safety
+        /// As for dereferencing a raw pointer: nobody writes while the reference lives.
+        #[inline(always)]
+        pub(crate) unsafe fn deref(&self) -> &T {
+            // SAFETY: the caller's.
+            unsafe { &*self.0 }
         }
     }
 

@@ -110,7 +110,7 @@ struct Queue {
     /// The last node, or null when the lock is free.
     tail: AtomicPtr<Links>,
     #[cfg(feature = "verifier")]
-    owner: owner::Owner,
+    owner: crate::owner::Owner,
 }
 
 impl Queue {
@@ -168,53 +168,6 @@ impl Queue {
     }
 }
 
-/// Checked build: who holds the lock, so that recursion is a bugcheck and not a silent hang.
-#[cfg(feature = "verifier")]
-mod owner {
-    use super::{AtomicU32, Ordering, const_unless_loom, ptr, stop};
-
-    /// Processor number + 1, 0 for nobody. Written by the holder.
-    pub(super) struct Owner(AtomicU32);
-
-    impl Owner {
-        const_unless_loom! {
-            pub(super) const fn new() -> Self {
-                Self(AtomicU32::new(0))
-            }
-        }
-
-        fn mine() -> u32 {
-            arch::cpu::number() + 1
-        }
-
-        #[track_caller]
-        pub(super) fn check_not_mine(&self) {
-            if self.0.load(Ordering::Relaxed) == Self::mine() {
-                self.violation(stop::SPIN_LOCK_ALREADY_OWNED);
-            }
-        }
-
-        pub(super) fn set(&self) {
-            self.0.store(Self::mine(), Ordering::Relaxed);
-        }
-
-        #[track_caller]
-        pub(super) fn clear(&self) {
-            if self.0.load(Ordering::Relaxed) != Self::mine() {
-                self.violation(stop::SPIN_LOCK_NOT_OWNED);
-            }
-            self.0.store(0, Ordering::Relaxed);
-        }
-
-        #[track_caller]
-        fn violation(&self, code: u32) -> ! {
-            let culprit = ptr::from_ref(core::panic::Location::caller()).addr() as u64;
-            let owner = self.0.load(Ordering::Relaxed).into();
-            arch::fatal(code, [ptr::from_ref(self).addr() as u64, owner, culprit, 0]);
-        }
-    }
-}
-
 /// A FIFO lock of rank `R` around a `T`.
 #[doc(alias = "KeAcquireInStackQueuedSpinLock")]
 pub struct QueuedLock<T, R: Fixed> {
@@ -237,7 +190,7 @@ impl<T, R: Fixed> QueuedLock<T, R> {
                 queue: Queue {
                     tail: AtomicPtr::new(ptr::null_mut()),
                     #[cfg(feature = "verifier")]
-                    owner: owner::Owner::new(),
+                    owner: crate::owner::Owner::new(),
                 },
                 rank: PhantomData,
                 value: UnsafeCell::new(value),

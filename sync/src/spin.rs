@@ -66,6 +66,16 @@ impl<T, R: Fixed> SpinLock<T, R> {
         self.word.is_held()
     }
 
+    /// The word alone, for a lock set.
+    pub(crate) fn word(&self) -> &Word {
+        &self.word
+    }
+
+    /// Where the data is, for a lock set.
+    pub(crate) fn value_ptr(&self) -> *mut T {
+        self.value.with_mut(|value| value)
+    }
+
     /// The data, without the lock: `&mut self` shows that nobody else has it.
     pub fn get_mut(&mut self) -> &mut T {
         let value = self.value.get_mut();
