@@ -1,7 +1,7 @@
 # Every command of the project. `ci/setup.sh` first makes what is missing; the `ci` crate does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help smp test run debug iso boot-loop boot-time crash size model doc fmt lint unsafe clean
+.PHONY: help smp test trace explore replay run debug iso boot-loop boot-time crash bench bench-check mutants size model doc fmt lint unsafe clean
 
 CARGO ?= cargo
 CI := $(CARGO) run --quiet --package ci --
@@ -14,22 +14,39 @@ GUEST = $(if $(QEMU_CPUS),--cpus $(QEMU_CPUS)) $(if $(TOPOLOGY),--topology $(TOP
 	$(if $(LOGLEVEL),--append loglevel=$(LOGLEVEL))
 RUN = $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(ONLY),--only $(ONLY))
 
-help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS='	' read -r target what; do \
-		printf '  %-10s %s\n' "$$target" "$$what"; done
+# What a run of `explore` is a function of, besides its seed.
+PLAN = $(if $(QEMU_CPUS),--cpus $(QEMU_CPUS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(TORMENT),--torment $(TORMENT))
+
+help: ## List the targets, and how long each usually takes on two cores when everything is built
+	@sed -n -e 's/^\([a-z-]*\):.*## \[\(.*\)\] \(.*\)/\1\t\2\t\3/p' -e t \
+		-e 's/^\([a-z-]*\):.*## \(.*\)/\1\t-\t\2/p' Makefile | \
+		while IFS='	' read -r target time what; do printf '  %-11s %7s  %s\n' "$$target" "$$time" "$$what"; done
 	@echo
 	@echo '  QEMU_CPUS=4 TOPOLOGY=sockets=2,cores=2,threads=1 MEMORY=512M SEED=1 ACCEL=tcg|icount|kvm LOGLEVEL=debug'
 	@echo '                 the machine of smp, run, debug, boot-loop and boot-time'
 	@echo '  TIMEOUT=60 ONLY=part-of-a-name'
-	@echo '                 for smp and boot-loop; ONLY also for test, crash and debug'
+	@echo '                 for smp and boot-loop; ONLY also for test, crash, mutants and debug'
 
-smp: ## Boot the self-tests and judge the run
+smp: ## [20 s] Boot the self-tests, then all of it at once (MINUTES=m: so long), and judge the run
 	@ci/setup.sh run
-	@$(CI) smp $(GUEST) $(RUN)
+	@$(CI) smp $(GUEST) $(RUN) $(if $(MINUTES),--minutes $(MINUTES))
 
-test: ## Run every check
+test: ## [17 min] Run every check
 	@ci/setup.sh test
 	@$(CI) test $(if $(ONLY),--only $(ONLY))
+
+trace: ## [5 s] Boot the self-tests (ONLY=part), and write what each processor did last: Perfetto, HTML, text
+	@ci/setup.sh run
+	@$(CI) trace $(GUEST) $(RUN)
+
+explore: ## [2 min] Many short boots, each a function of its seed (SEEDS=200 FIRST=1 ROUNDS=40 TORMENT=8000 TWICE=0)
+	@ci/setup.sh run
+	@$(CI) explore $(PLAN) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(TWICE),--twice $(TWICE))
+
+replay: ## [3 s] One of them again (SEED=s), in gdb at its failure (GDB=1), or at an event of a processor (AT=cpu:n)
+	@test -n "$(SEED)" || { echo "replay: SEED=s names the run" >&2; exit 2; }
+	@ci/setup.sh $(if $(GDB)$(AT),debug,run)
+	@$(CI) replay $(PLAN) --seed $(SEED) $(if $(GDB),--gdb) $(if $(AT),--at $(AT))
 
 run: ## Boot the kernel on this terminal
 	@ci/setup.sh run
@@ -46,39 +63,56 @@ iso: ## Make kirql.iso with Limine's binaries (LIMINE_DIR=dir CMDLINE=words OUTP
 	@arch/boot/iso.sh "$(LIMINE_DIR)" "$(TARGET_DIR)/$(IMAGE_TARGET)/release/kernel" \
 		"$(or $(OUTPUT),$(TARGET_DIR)/kirql.iso)" $(CMDLINE)
 
-boot-loop: ## Boot the self-tests LOOPS=50 times in a row, on 8 processors unless told otherwise
+boot-loop: ## [40 s] Boot the self-tests LOOPS=50 times in a row, on 8 processors unless told otherwise
 	@ci/setup.sh run
 	@$(CI) smp --loops $(or $(LOOPS),50) $(if $(QEMU_CPUS),,--cpus 8) $(GUEST) $(RUN)
 
-boot-time: ## Median time until all processors are online, of LOOPS=10 boots
+boot-time: ## [2 s] Median time until all processors are online, of LOOPS=10 boots
 	@ci/setup.sh run
 	@$(CI) boot-time --runs $(or $(LOOPS),10) $(GUEST)
 
-crash: ## Boot the deliberate bugchecks and compare their reports
+crash: ## [20 s] Boot the deliberate bugchecks and compare their reports
 	@ci/setup.sh run
 	@$(CI) crash $(if $(ONLY),--only $(ONLY))
 
-size: ## Size of the stripped kernel
+inject: ## [5 min] The self-tests again for each of their allocations, which is refused (ONLY=text)
+	@ci/setup.sh run
+	@$(CI) smp --timeout 3000 --append inject $(if $(ONLY),--only $(ONLY)) $(if $(QEMU_CPUS),,--cpus 4) $(GUEST)
+
+bench: ## [15 s] Count the instructions of the kernel's operations (BLESS=1: make them the baseline)
+	@ci/setup.sh run
+	@$(CI) bench $(if $(BLESS),--bless)
+
+bench-check: ## [15 s] The same, and fail on a bound exceeded or growth over the baseline
+	@ci/setup.sh run
+	@$(CI) codegen
+	@$(CI) bench --check
+
+mutants: ## [30 min] Seed bugs, one after the other: the check that each names must catch it
+	@ci/setup.sh test
+	@$(CI) mutants $(if $(ONLY),--only $(ONLY))
+
+size: ## [1 s] Size of the stripped kernel
 	@ci/setup.sh build
 	@$(CI) size
 
-model: ## Run the loom models
+model: ## [6 min] Run the loom models
 	@ci/setup.sh build
 	@$(CI) test --only models
 
-doc: ## Build the documentation, warnings denied
+doc: ## [1 s] Build the documentation, warnings denied
 	@ci/setup.sh build
 	@$(CI) test --only doc
 
-fmt: ## Format the source
+fmt: ## [1 s] Format the source
 	@ci/setup.sh build
 	@$(CARGO) fmt --all
 
-lint: ## Run clippy on everything, warnings denied
+lint: ## [1 s] Run clippy on everything, warnings denied
 	@ci/setup.sh build
 	@$(CI) test --only lint
 
-unsafe: ## Count the unsafe blocks of each crate
+unsafe: ## [1 s] Count the unsafe blocks of each crate
 	@ci/setup.sh build
 	@$(CI) unsafe-count
 

@@ -11,7 +11,11 @@
 //! This crate calls up through [`upcalls`] alone, a table that the kernel registers once at start.
 #![cfg_attr(target_os = "none", no_std)]
 
+pub mod frame;
+pub mod msi;
+pub mod redirection;
 pub mod service;
+pub mod trace;
 pub mod upcalls;
 
 #[cfg(target_os = "none")]
@@ -23,6 +27,8 @@ pub use x86_64::*;
 mod hosted;
 #[cfg(not(target_os = "none"))]
 pub use hosted::*;
+
+pub use upcalls::fatal_at;
 
 /// Vectors with a fixed meaning. A vector's upper four bits are the IRQL at which it is delivered.
 pub mod vector {
@@ -36,6 +42,8 @@ pub mod vector {
     pub const DEVICE_LAST: u8 = 0xBF;
     /// Clock (IRQL 13).
     pub const CLOCK: u8 = 0xD1;
+    /// The shared clock needs an owner (IRQL 13).
+    pub const CLOCK_OWNER: u8 = 0xD2;
     /// Inter-processor request (IRQL 14): calls, later TLB shootdown.
     pub const IPI: u8 = 0xE1;
     /// Local APIC error (IRQL 15).
@@ -52,6 +60,8 @@ pub mod level {
     pub const APC: u8 = 1;
     /// DPCs and the scheduler.
     pub const DISPATCH: u8 = 2;
+    /// Inter-processor interrupts.
+    pub const IPI: u8 = 14;
     /// Everything maskable is masked.
     pub const HIGH: u8 = 15;
 }

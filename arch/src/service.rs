@@ -17,7 +17,10 @@ use core::mem;
 use crate::level;
 
 /// Invariant in `'f`, so that the receipt of one interrupt can't stand in for another's; neither `Send` nor `Sync`.
-type Brand<'f> = PhantomData<(fn(&'f ()) -> &'f (), *mut ())>;
+type Brand<'f> = PhantomData<(fn(&'f ()) -> &'f (), *mut OneProcessorOnly)>;
+
+/// Named for the compiler's message when a proof is about to leave its processor.
+enum OneProcessorOnly {}
 
 /// An interrupt that was delivered and not yet acknowledged. Dropping it is a bugcheck: the EOI would be lost.
 #[must_use = "an interrupt that is not ended blocks every vector at or below it"]
@@ -29,7 +32,7 @@ pub struct Retired<'f>(Brand<'f>);
 
 /// No interrupt is in service on this processor: what a context switch asks for.
 #[must_use]
-pub struct NothingInService(PhantomData<*mut ()>);
+pub struct NothingInService(PhantomData<*mut OneProcessorOnly>);
 
 impl<'f> InService<'f> {
     /// The interrupt whose frame lives for `'f`.
@@ -46,6 +49,7 @@ impl<'f> InService<'f> {
     #[inline]
     pub fn end(self) -> Retired<'f> {
         mem::forget(self);
+        crate::trace::event(crate::trace::Kind::Eoi, 0, 0, 0);
         // SAFETY: I1: this vector is in service here and nobody else holds the right to end it, since `self` was consumed.
         unsafe { crate::apic::eoi() };
         Retired(PhantomData)
@@ -76,8 +80,11 @@ impl<'f> Retired<'f> {
 impl NothingInService {
     /// The interrupt was retired and had hit code at `interrupted`, below DISPATCH. Checked in every build: a handler runs
     /// at or above DISPATCH, so a lower level means that none was interrupted half-way.
+    ///
+    /// # Safety
+    /// `interrupted` is the level of the code that this very interrupt hit: what its frame says.
     #[inline]
-    pub fn after(_retired: Retired<'_>, interrupted: u8) -> Option<Self> {
+    pub unsafe fn after(_retired: Retired<'_>, interrupted: u8) -> Option<Self> {
         (interrupted < level::DISPATCH).then_some(Self(PhantomData))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Ordering: `register` publishes with Release, every reader takes it with Acquire (one load; free on x86-64).
 
+use core::panic::Location;
 #[cfg(target_os = "none")]
 use core::sync::atomic::{AtomicPtr, Ordering};
 
@@ -20,18 +21,25 @@ pub mod stop {
 pub struct Upcalls {
     /// A bugcheck: stop code and four parameters. Any level, any stack.
     pub bugcheck: fn(u32, [u64; 4]) -> !,
+    /// The parameter of that number, of the bugcheck that follows, is a place in the source: this one. Any level, any stack.
+    pub place: fn(u32, &'static Location<'static>),
     /// An exception other than those below, at the level of the code that raised it, IF=0. Returning resumes the frame.
     pub exception: fn(&mut crate::trap::TrapFrame),
     /// NMI, on its own stack: takes no lock, does not fault.
     pub nmi: fn(&mut crate::trap::TrapFrame),
-    /// CR8=DISPATCH, IF=1, nothing in service: retire DPCs, switch threads.
-    pub dispatch: fn(crate::service::NothingInService),
+    /// CR8=DISPATCH, IF=1, nothing in service, on the processor's DPC stack: expire timers, retire DPCs. True: there is work for
+    /// `dispatch` as well.
+    pub retire: extern "sysv64" fn() -> bool,
+    /// CR8=DISPATCH, IF=1, nothing in service, on the interrupted stack: what remains; may switch threads.
+    pub dispatch: extern "sysv64" fn(),
     /// CR8=APC, IF=1: deliver kernel APCs.
     pub apc: fn(),
+    /// An interrupt ended this processor's idle time: before its handler, at its level, IF=0.
+    pub wake: fn(),
 }
 
 #[cfg(target_os = "none")]
-static TABLE: AtomicPtr<Upcalls> = AtomicPtr::new(core::ptr::null_mut());
+pub(crate) static TABLE: AtomicPtr<Upcalls> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Installs the kernel's table. Called once, before interrupts are enabled anywhere.
 #[cfg(target_os = "none")]
@@ -55,4 +63,52 @@ pub fn fatal(code: u32, parameters: [u64; 4]) -> ! {
         Some(up) => (up.bugcheck)(code, parameters),
         None => crate::serial::last_words(code),
     }
+}
+
+/// A parameter of [`fatal_at`].
+#[derive(Clone, Copy, Debug)]
+pub enum Parameter {
+    /// A number.
+    Number(u64),
+    /// A place in the source: the address of its `Location`, and the report has a line with its name.
+    Place(&'static Location<'static>),
+}
+
+impl From<u64> for Parameter {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<u8> for Parameter {
+    fn from(number: u8) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl From<&'static Location<'static>> for Parameter {
+    fn from(place: &'static Location<'static>) -> Self {
+        Self::Place(place)
+    }
+}
+
+/// As `fatal`, where a parameter is the place that is to blame.
+#[cold]
+#[inline(never)]
+pub fn fatal_at(code: u32, parameters: [Parameter; 4]) -> ! {
+    #[cfg(target_os = "none")]
+    if let Some(up) = table() {
+        for (number, parameter) in (1..).zip(parameters) {
+            if let Parameter::Place(place) = parameter {
+                (up.place)(number, place);
+            }
+        }
+    }
+    crate::fatal(
+        code,
+        parameters.map(|parameter| match parameter {
+            Parameter::Number(number) => number,
+            Parameter::Place(place) => core::ptr::from_ref(place).addr() as u64,
+        }),
+    )
 }

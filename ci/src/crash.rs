@@ -2,11 +2,18 @@
 //!
 //! The self-test image, given `crash=NAME`, does something fatal instead of running its tests.
 
+mod list;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use Parameter::{Any, At, In, Is, Paged};
+use list::CRASHES;
+
+use crate::dump;
 use crate::guest::Stop;
+use crate::image::workspace;
 use crate::report::{self, Verdict};
 use crate::run::{End, Run};
 use crate::symbols::Symbols;
@@ -17,12 +24,17 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// By then a guest is at the place where it is to hang, even on a busy host.
 const HANG_AFTER: Duration = Duration::from_secs(8);
 
+/// Where paged pool begins.
+const PAGED_POOL: u64 = 0xFFFF_E800_0000_0000;
+
 /// A deliberate end and what must be told of it.
 struct Crash {
     /// What `crash=` names.
     name: &'static str,
     /// Processors it takes to show.
     cpus: u32,
+    /// More words for the command line.
+    words: &'static [&'static str],
     wanted: Wanted,
 }
 
@@ -30,6 +42,8 @@ struct Crash {
 enum Wanted {
     /// One report, complete.
     Report(Headline),
+    /// The same, and the log says this.
+    Saying(Headline, &'static str),
     /// A report whose callback, the last thing before the exit, fails in turn: and a short report of that.
     FailedAgain(Headline),
     /// Nothing from the guest: the harness tells where each processor is.
@@ -40,87 +54,26 @@ enum Wanted {
 struct Headline {
     code: u64,
     name: &'static str,
-    /// `None`: differs from run to run or from build to build.
-    parameters: [Option<u64>; 4],
+    parameters: [Parameter; 4],
 }
 
-const ANY: Option<u64> = None;
+/// What a parameter must be.
+#[derive(Clone, Copy)]
+enum Parameter {
+    /// It differs from run to run or from build to build.
+    Any,
+    Is(u64),
+    /// An address in the function of this name.
+    In(&'static str),
+    /// A place in the source: the log names it, and the line there contains this.
+    At(&'static str),
+    /// An address in paged pool, this far behind a page's start.
+    Paged(u64),
+}
 
-/// Every deliberate end that the self-test image knows.
-const CRASHES: &[Crash] = &[
-    Crash { name: "manual", cpus: 4, wanted: Wanted::Report(manual([Some(1), Some(2), Some(3), Some(4)])) },
-    Crash {
-        // The page below the stack takes the first fault, and its frame cannot be pushed: a double fault.
-        name: "stack_overflow",
-        cpus: 2,
-        wanted: Wanted::Report(Headline {
-            code: 0x7F,
-            name: "UNEXPECTED_KERNEL_MODE_TRAP",
-            parameters: [Some(8), ANY, ANY, ANY],
-        }),
-    },
-    Crash {
-        // A Rust panic counts as an exception that nothing handles, with a status of its own.
-        name: "panic",
-        cpus: 2,
-        wanted: Wanted::Report(Headline {
-            code: 0x1E,
-            name: "KMODE_EXCEPTION_NOT_HANDLED",
-            parameters: [Some(0xE000_0001), ANY, ANY, Some(0)],
-        }),
-    },
-    Crash {
-        name: "recursion",
-        cpus: 2,
-        wanted: Wanted::FailedAgain(manual([Some(5), Some(0), Some(0), Some(0)])),
-    },
-    Crash {
-        // Whichever processor is first reports, and names itself in the second parameter.
-        name: "two_at_once",
-        cpus: 4,
-        wanted: Wanted::Report(manual([Some(6), ANY, Some(0), Some(0)])),
-    },
-    Crash {
-        name: "unannounced_nmi",
-        cpus: 2,
-        wanted: Wanted::Report(Headline { code: 0x80, name: "NMI_HARDWARE_FAILURE", parameters: [ANY; 4] }),
-    },
-    Crash {
-        name: "forgotten_raise",
-        cpus: 1,
-        wanted: Wanted::Report(Headline {
-            code: 0xC8,
-            name: "IRQL_UNEXPECTED_VALUE",
-            // Found DISPATCH where PASSIVE is the least.
-            parameters: [Some(2), Some(0), ANY, ANY],
-        }),
-    },
-    Crash {
-        // Error code 3: a write, and the page is there.
-        name: "write_text",
-        cpus: 1,
-        wanted: Wanted::Report(Headline {
-            code: 0xBE,
-            name: "ATTEMPTED_WRITE_TO_READONLY_MEMORY",
-            parameters: [ANY, Some(3), ANY, Some(0)],
-        }),
-    },
-    Crash {
-        // A read of address 16 at DISPATCH, which is 2.
-        name: "fault_at_dispatch",
-        cpus: 1,
-        wanted: Wanted::Report(Headline {
-            code: 0x0A,
-            name: "IRQL_NOT_LESS_OR_EQUAL",
-            parameters: [Some(16), Some(2), Some(0), ANY],
-        }),
-    },
-    Crash { name: "hang", cpus: 2, wanted: Wanted::Hang },
-];
-
-/// The report of a bugcheck that the image asked for, with parameters of its own.
-const fn manual(parameters: [Option<u64>; 4]) -> Headline {
-    Headline { code: 0xE2, name: "MANUALLY_INITIATED_CRASH", parameters }
+/// What `crash=` may name.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    CRASHES.iter().map(|crash| crash.name)
 }
 
 /// Boots every crash whose name contains `only`; status 1 if one is not as it must be.
@@ -130,9 +83,10 @@ pub(crate) fn all(only: Option<&str>) -> Result<u8> {
     ensure!(!chosen.is_empty(), "no crash has a name with {:?}", only.unwrap_or_default());
     let mut failed = 0;
     for crash in &chosen {
+        let words = crash.words.iter().map(|&word| word.to_owned());
         let args = GuestArgs {
             cpus: crash.cpus,
-            append: vec![format!("crash={}", crash.name)],
+            append: words.chain([format!("crash={}", crash.name)]).collect(),
             ..GuestArgs::default()
         };
         let target = Target::prepare(&args, ImageChoice::Selftest)?;
@@ -141,13 +95,17 @@ pub(crate) fn all(only: Option<&str>) -> Result<u8> {
         if verdict == Verdict::Interrupted {
             return Ok(verdict.exit_status());
         }
-        let told = crash.compare(&run, &verdict).and_then(|()| located(&run, &target.symbols));
+        let told = crash
+            .compare(&run, &verdict, &target.symbols)
+            .and_then(|()| located(&run, &target.symbols))
+            .and_then(|()| traced(&run, crash.cpus))
+            .and_then(|()| dumped(crash, &run, &target));
         match told {
             Ok(()) => println!("ok   {} ({} ms)", crash.name, run.total.as_millis()),
             Err(why) => {
                 failed += 1;
                 println!("{}", String::from_utf8_lossy(&run.serial));
-                report::print(&run, &verdict);
+                report::print(&run, &verdict, &target.symbols);
                 println!("FAIL {}: {why}; again: {}", crash.name, target.again());
             }
         }
@@ -164,13 +122,43 @@ fn located(run: &Run, symbols: &Symbols) -> Result<(), String> {
     if known { Ok(()) } else { Err("no address in the account is one of the image's code".into()) }
 }
 
+/// Whether the trace tells what every processor did last, and, after a report, of the bugcheck.
+fn traced(run: &Run, cpus: u32) -> Result<(), String> {
+    let trace = run.trace.as_ref().ok_or("the guest's memory has no trace")?;
+    let silent = trace.processors.iter().position(|processor| processor.events.is_empty());
+    if trace.processors.len() != cpus as usize || silent.is_some() {
+        return Err(format!("a trace of {} processors, {silent:?} without events", trace.processors.len()));
+    }
+    let told = |kind| {
+        let mut events = trace.processors.iter().flat_map(|processor| &processor.events);
+        events.any(|event| trace.name(event) == kind)
+    };
+    if run.transcript.stops.is_empty() || told("bugcheck") {
+        Ok(())
+    } else {
+        Err("the trace has no bugcheck".into())
+    }
+}
+
+/// Whether a core of the guest can be written: of one crash, since it takes a second.
+fn dumped(crash: &Crash, run: &Run, target: &Target) -> Result<(), String> {
+    let Some(trace) = run.trace.as_ref().filter(|_| crash.name == "manual") else { return Ok(()) };
+    let write = || {
+        let folder = tempfile::tempdir()?;
+        let core = folder.path().join("core");
+        dump::write(&core, &trace.memory, trace.root, &String::from_utf8_lossy(&run.serial))?;
+        dump::check(&core, &target.machine.image, crash.cpus)
+    };
+    write().map_err(|why: anyhow::Error| format!("its core: {why:#}"))
+}
+
 impl Crash {
     /// Whether the run ended as it must; else, in which way it did not.
-    fn compare(&self, run: &Run, verdict: &Verdict) -> Result<(), String> {
+    fn compare(&self, run: &Run, verdict: &Verdict, symbols: &Symbols) -> Result<(), String> {
         let said = &run.transcript;
         let counts = (said.stops.len(), said.whole_reports, said.failed_again);
         let (headline, wanted) = match &self.wanted {
-            Wanted::Report(headline) => (headline, (1, 1, 0)),
+            Wanted::Report(headline) | Wanted::Saying(headline, _) => (headline, (1, 1, 0)),
             Wanted::FailedAgain(headline) => (headline, (2, 1, 1)),
             Wanted::Hang => return self.compare_hang(run, verdict),
         };
@@ -179,7 +167,12 @@ impl Crash {
                 "(stop lines, whole reports, failures in one) are {counts:?} instead of {wanted:?}"
             ));
         }
-        headline.compare(&said.stops[0])?;
+        headline.compare(&said.stops[0], symbols, &String::from_utf8_lossy(&run.serial))?;
+        if let Wanted::Saying(_, text) = self.wanted
+            && !String::from_utf8_lossy(&run.serial).contains(text)
+        {
+            return Err(format!("the log does not say {text:?}"));
+        }
         match run.end {
             End::Exited(status) if status == report::status::BUGCHECK => Ok(()),
             ref end => Err(format!("the report is right, but the run ended otherwise: {end:?}")),
@@ -203,17 +196,49 @@ impl Crash {
 }
 
 impl Headline {
-    fn compare(&self, Stop { code, name, parameters }: &Stop) -> Result<(), String> {
+    fn compare(
+        &self,
+        Stop { code, name, parameters }: &Stop,
+        symbols: &Symbols,
+        log: &str,
+    ) -> Result<(), String> {
         if *code != self.code || name != self.name {
             return Err(format!("{code:#x} {name} instead of {:#x} {}", self.code, self.name));
         }
         for (number, (&is, wanted)) in (1..).zip(parameters.iter().zip(self.parameters)) {
-            if let Some(wanted) = wanted.filter(|&wanted| wanted != is) {
-                return Err(format!("parameter {number} is {is:#x} instead of {wanted:#x}"));
+            match wanted {
+                Paged(offset) if is >> 32 != PAGED_POOL >> 32 || is % 4096 != offset => {
+                    return Err(format!(
+                        "parameter {number} is {is:#x}, not {offset:#x} into a page of paged pool"
+                    ));
+                }
+                Is(wanted) if wanted != is => {
+                    return Err(format!("parameter {number} is {is:#x} instead of {wanted:#x}"));
+                }
+                In(function) if !symbols.at(is).iter().any(|place| place.is_in(function)) => {
+                    let found: Vec<String> = symbols.at(is).iter().map(ToString::to_string).collect();
+                    return Err(format!("parameter {number}, {is:#x}, is in {found:?}, not in {function}"));
+                }
+                At(text) => {
+                    let line =
+                        place(log, number).ok_or_else(|| format!("parameter {number} has no place"))?;
+                    if !line.contains(text) {
+                        return Err(format!("parameter {number} is the place {line:?}, not {text:?}"));
+                    }
+                }
+                Any | Is(_) | In(_) | Paged(_) => {}
             }
         }
         Ok(())
     }
+}
+
+/// The line of source that the log names for a parameter.
+fn place(log: &str, number: u32) -> Option<String> {
+    let (_, told) = log.split_once(&format!("bugcheck parameter {number}: "))?;
+    let (file, line) = told.lines().next()?.rsplit_once(':')?;
+    let text = std::fs::read_to_string(workspace().join(file)).ok()?;
+    Some(text.lines().nth(line.trim().parse::<usize>().ok()?.checked_sub(1)?)?.to_owned())
 }
 
 #[cfg(test)]
@@ -222,7 +247,7 @@ mod tests {
     use crate::guest::Transcript;
     use crate::report::Expect;
 
-    const TRAP: Headline = Headline { code: 0x7F, name: "TRAP", parameters: [Some(8), ANY, ANY, ANY] };
+    const TRAP: Headline = Headline { code: 0x7F, name: "TRAP", parameters: [Is(8), Any, Any, Any] };
     const RIGHT: &str = "*** STOP 0x7F TRAP (0x8, 0x1, 0x2, 0x3)";
     const END: &str = "*** end of report";
     const AGAIN: &str = "*** failed again while reporting:";
@@ -240,9 +265,19 @@ mod tests {
             total: Duration::ZERO,
             whereabouts: whereabouts.map(str::to_owned),
             complaint: String::new(),
+            trace: None,
         };
         let verdict = report::judge(&run, Expect { cpus: 2, tests: true });
-        Crash { name: "x", cpus: 2, wanted }.compare(&run, &verdict)
+        Crash { name: "x", cpus: 2, words: &[], wanted }.compare(&run, &verdict, &Symbols::default())
+    }
+
+    #[test]
+    fn a_place_is_the_line_that_the_log_names() {
+        let log = format!("x\n[    0.1 00] bugcheck parameter 3: ci/src/crash.rs:{}\n", line!());
+        assert!(place(&log, 3).is_some_and(|line| line.contains("let log = format!")));
+        assert_eq!(place(&log, 2), None);
+        assert_eq!(place("bugcheck parameter 3: ci/src/crash.rs:0", 3), None);
+        assert_eq!(place("bugcheck parameter 3: no/such/file:7", 3), None);
     }
 
     #[test]
@@ -295,7 +330,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<_> = CRASHES.iter().map(|crash| crash.name).collect();
+        let mut names: Vec<_> = names().collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), CRASHES.len());

@@ -1,5 +1,6 @@
 //! A person in the loop: gdb attached to a waiting guest, or the guest on the terminal.
 
+use std::io::{Read as _, Seek as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use object::Object;
 
+use crate::image::workspace;
 use crate::process::{NoteSignals, Owned};
 use crate::qemu::Wiring;
 use crate::report::Verdict;
@@ -19,8 +21,28 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Starts the guest stopped, and gdb on it, with a hardware breakpoint at the image's entry already reached.
 ///
-/// The guest's lines appear between gdb's. When gdb ends, the guest does.
-pub(crate) fn with_gdb(target: &Target) -> Result<u8> {
+/// `then` are more commands for gdb. The guest's lines appear between gdb's. When gdb ends, the guest does.
+pub(crate) fn with_gdb(target: &Target, then: &[String]) -> Result<u8> {
+    session(target, then, Stdio::inherit(), Stdio::inherit())
+}
+
+/// The same with nobody at gdb, which ends behind the commands: what it said. Nothing when QEMU or gdb failed.
+pub(crate) fn in_batch(target: &Target, then: &[String]) -> Result<Option<String>> {
+    let mut said = tempfile::tempfile().context("a file for what gdb says")?;
+    let commands = [then, &["kill".to_owned(), "quit".to_owned()]].concat();
+    let status = session(target, &commands, Stdio::null(), said.try_clone()?.into())?;
+    let mut text = String::new();
+    said.rewind()?;
+    said.read_to_string(&mut text)?;
+    Ok((status == 0).then_some(text))
+}
+
+/// Whether there is a gdb.
+pub(crate) fn has_gdb() -> bool {
+    Command::new("gdb").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status().is_ok()
+}
+
+fn session(target: &Target, then: &[String], input: Stdio, output: Stdio) -> Result<u8> {
     let folder = tempfile::tempdir().context("a folder for gdb's socket")?;
     let socket = folder.path().join("gdb");
     // Ctrl-C belongs to gdb here.
@@ -34,7 +56,11 @@ pub(crate) fn with_gdb(target: &Target) -> Result<u8> {
         thread::sleep(POLL);
     }
     let mut command = gdb_command(&target.machine.image, &target.machine.loader, &socket)?;
-    eprintln!("{command:?}");
+    // A file, as what spans lines cannot be an argument.
+    let script = folder.path().join("commands");
+    std::fs::write(&script, then.join("\n") + "\n").context("writing gdb's commands")?;
+    command.arg("-x").arg(&script);
+    command.stdin(input).stdout(output);
     let mut gdb = Owned::spawn(&mut command).context("cannot start gdb (`ci/setup.sh debug` installs it)")?;
     let mut reader = Reader::new(&target.symbols, true);
     let started = Instant::now();
@@ -51,14 +77,20 @@ fn gdb_command(image: &Path, loader: &Path, socket: &Path) -> Result<Command> {
     let bytes = std::fs::read(image).with_context(|| format!("reading {}", image.display()))?;
     let file = object::File::parse(&*bytes).with_context(|| format!("reading {}", image.display()))?;
     let mut gdb = Command::new("gdb");
-    gdb.arg("--quiet").arg(image).stdin(Stdio::inherit());
+    gdb.arg("--quiet").arg(image);
     for line in [
         "set pagination off".to_owned(),
+        // The source's paths are relative to the workspace.
+        format!("directory {}", workspace().display()),
+        // No question to whoever is there.
+        "set confirm off".to_owned(),
         format!("add-symbol-file -readnow {}", loader.display()),
         format!("target remote {}", socket.display()),
         // A software breakpoint would be a byte written before the loader has put the image there.
         format!("hbreak *{:#x}", file.entry()),
         "continue".to_owned(),
+        // To go on from a breakpoint that stays, gdb has its processor make a step alone.
+        "delete".to_owned(),
     ] {
         gdb.arg("-ex").arg(line);
     }

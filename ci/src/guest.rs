@@ -10,6 +10,7 @@
 //! | `run  NAME` | a self-test starts |
 //! | `ok   NAME (N us)`, `FAIL NAME: reason`, `skip NAME: reason` | how it ended |
 //! | `selftest: P passed, F failed, S skipped` | all have ended |
+//! | `stress: KIND N ops R/s p50 A p90 B p99 C max D ns` | a line of the table of the mixed phase |
 //! | `*** STOP 0xCODE NAME (0x.., 0x.., 0x.., 0x..)` | a bugcheck report begins |
 //! | `*** end of report` | and is complete |
 //! | `*** failed again while reporting:` | or will not be |
@@ -104,6 +105,25 @@ pub(crate) struct Summary {
     pub(crate) skipped: u64,
 }
 
+/// A kind of operation of the mixed phase. Times are nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Operation {
+    /// What.
+    pub(crate) kind: String,
+    /// How many.
+    pub(crate) count: u64,
+    /// How many in a second.
+    pub(crate) per_second: u64,
+    /// Half of them took less, up to a factor of two; likewise 90 and 99 in a hundred.
+    pub(crate) p50: u64,
+    /// See above.
+    pub(crate) p90: u64,
+    /// See above.
+    pub(crate) p99: u64,
+    /// The longest.
+    pub(crate) max: u64,
+}
+
 /// A line's meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -115,6 +135,8 @@ pub(crate) enum Event {
     Ended(Test),
     /// `selftest: ...`.
     Summary(Summary),
+    /// `stress: ...` with numbers.
+    Operation(Operation),
     /// `*** STOP ...`.
     Stop(Stop),
     /// `*** end of report`.
@@ -158,7 +180,7 @@ pub(crate) fn parse(line: &str) -> Event {
 }
 
 /// What follows `[    0.012345 03] `, if the line starts so.
-fn without_stamp(line: &str) -> Option<&str> {
+pub(crate) fn without_stamp(line: &str) -> Option<&str> {
     let (stamp, text) = line.strip_prefix('[')?.split_once(']')?;
     let (time, processor) = stamp.trim().split_once(' ')?;
     let (seconds, micros) = time.split_once('.')?;
@@ -181,6 +203,7 @@ fn parse_stamped(text: &str) -> Option<Event> {
         "FAIL" => Some(Event::Ended(unhappy(rest, Outcome::Failed))),
         "skip" => Some(Event::Ended(unhappy(rest, Outcome::Skipped))),
         "selftest:" => parse_summary(rest).map(Event::Summary),
+        "stress:" => parse_operation(rest).map(Event::Operation),
         _ => None,
     }
 }
@@ -194,6 +217,23 @@ fn parse_summary(text: &str) -> Option<Summary> {
     let mut counts = text.split(", ");
     let mut count = |what: &str| counts.next()?.strip_suffix(what)?.trim().parse().ok();
     Some(Summary { passed: count("passed")?, failed: count("failed")?, skipped: count("skipped")? })
+}
+
+fn parse_operation(text: &str) -> Option<Operation> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let &[kind, count, "ops", rate, "p50", p50, "p90", p90, "p99", p99, "max", max, "ns"] = words.as_slice()
+    else {
+        return None;
+    };
+    Some(Operation {
+        kind: kind.to_owned(),
+        count: count.parse().ok()?,
+        per_second: rate.strip_suffix("/s")?.parse().ok()?,
+        p50: p50.parse().ok()?,
+        p90: p90.parse().ok()?,
+        p99: p99.parse().ok()?,
+        max: max.parse().ok()?,
+    })
 }
 
 fn parse_stop(text: &str) -> Option<Stop> {
@@ -227,6 +267,8 @@ pub(crate) struct Transcript {
     pub(crate) online: Option<u64>,
     /// The summaries: a sane run prints exactly one.
     pub(crate) summaries: Vec<Summary>,
+    /// The table of the mixed phase.
+    pub(crate) operations: Vec<Operation>,
     /// Bugcheck reports begun: a sane crash prints exactly one.
     pub(crate) stops: Vec<Stop>,
     /// Bugcheck reports that came to their end.
@@ -252,6 +294,7 @@ impl Transcript {
                 self.tests.push(test.clone());
             }
             Event::Summary(summary) => self.summaries.push(*summary),
+            Event::Operation(operation) => self.operations.push(operation.clone()),
             Event::Stop(stop) => self.stops.push(stop.clone()),
             Event::EndOfReport => self.whole_reports += 1,
             Event::FailedAgain => self.failed_again += 1,
@@ -306,6 +349,18 @@ mod tests {
         let summary = Summary { passed: 3, failed: 0, skipped: 1 };
         assert_eq!(parse("[    0.1 00] selftest: 3 passed, 0 failed, 1 skipped"), Event::Summary(summary));
         assert_eq!(parse("[    0.1 00] online: 64 processors"), Event::Online(64));
+        let line = "[    0.1 00] stress: dpc 861 ops 414/s p50 63 p90 126 p99 403 max 24270 ns";
+        let dpc = Operation {
+            kind: "dpc".into(),
+            count: 861,
+            per_second: 414,
+            p50: 63,
+            p90: 126,
+            p99: 403,
+            max: 24270,
+        };
+        assert_eq!(parse(line), Event::Operation(dpc));
+        assert_eq!(parse("[    0.1 00] stress: 5 s, 100 operations"), Event::Text);
     }
 
     #[test]

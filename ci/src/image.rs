@@ -13,8 +13,14 @@ use crate::process;
 /// Where every image runs.
 pub(crate) const TARGET: &str = "x86_64-unknown-none";
 
+/// Names another workspace than [`workspace`] would, in the environment: the copy that mutants are tried in.
+pub(crate) const WORKSPACE: &str = "KIRQL_WORKSPACE";
+
 /// The workspace that this program was built from, and that it builds.
 pub(crate) fn workspace() -> PathBuf {
+    if let Some(other) = std::env::var_os(WORKSPACE) {
+        return other.into();
+    }
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.parent().unwrap_or(own).to_owned()
 }
@@ -41,6 +47,14 @@ pub(crate) const LOADER: Package = Package { name: "boot", profile: "release" };
 pub(crate) const KERNEL: Package = Package { name: "kernel", profile: "release" };
 /// The self-tests, with every assertion on.
 pub(crate) const SELFTEST: Package = Package { name: "selftest", profile: "checked" };
+
+/// What the bench measures: the kernel as it ships.
+pub(crate) const BENCH: Package = Package { name: "bench", profile: "release" };
+
+/// Where cargo puts what it builds, and the harness its accounts.
+pub(crate) fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
 
 /// Builds `package` and returns the path of its ELF file.
 pub(crate) fn build(package: Package) -> Result<PathBuf> {

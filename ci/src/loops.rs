@@ -24,7 +24,7 @@ pub(crate) fn boots(target: &mut Target, count: u32, identical: bool, timeout: D
         let (run, verdict) = target.run(timeout, false)?;
         if verdict != Verdict::Passed {
             println!("{}", String::from_utf8_lossy(&run.serial));
-            report::print(&run, &verdict);
+            report::print(&run, &verdict, &target.symbols);
             println!("boot {boot} of {count} failed; again: {}", target.again());
             return Ok(verdict.exit_status());
         }
@@ -74,7 +74,7 @@ pub(crate) fn boot_time(target: &Target, runs: u32, below: Option<u64>) -> Resul
         let Some(online) = run.online.filter(|_| all_online) else {
             let verdict = report::judge(&run, target.expect());
             println!("{}", String::from_utf8_lossy(&run.serial));
-            report::print(&run, &verdict);
+            report::print(&run, &verdict, &target.symbols);
             return Ok(verdict.exit_status().max(1));
         };
         if run.end == End::Interrupted {

@@ -2,28 +2,40 @@
 //!
 //! A tour: `qemu` makes the command line and `process` a child that cannot outlive us; `run` follows a guest and
 //! `guest` understands what it prints; `qmp` and `hang` ask QEMU where a stuck processor is, `symbols` says what
-//! code that is; `report` judges. On top: `loops` (many boots), `crash` (deliberate bugchecks), `debug` (gdb),
-//! `size`, `unsafe_count`, and `test`, which is everything that must hold.
+//! code that is; `memory` is the guest's, and `trace` what
+//! its processors did last; `report` judges. On top: `loops` (many boots), `crash` (deliberate bugchecks), `debug` (gdb),
+//! `size`, `unsafe_count`, `bench` (instructions, kept in `baseline`), `codegen` (what the compiler made of them), `mutants` (the checks' own check), and `test`, which is everything that must hold.
 //!
 //! Exit status: 0 all passed, 1 a test failed, 2 wrong use or set-up, 3 bugcheck, 4 hang, 5 the guest cannot run
 //! here, 6 QEMU ended early, 130 interrupted.
 
+mod baseline;
+mod bench;
+#[cfg(test)]
+mod claims;
+mod codegen;
 mod console;
 mod crash;
 mod debug;
+mod dump;
+mod explore;
 mod guest;
 mod hang;
 mod image;
 mod loops;
+mod memory;
+mod mutants;
 mod process;
 mod qemu;
 mod qmp;
 mod report;
 mod run;
 mod size;
+mod skips;
 mod symbols;
 mod target;
 mod test;
+mod trace;
 mod unsafe_count;
 
 use std::path::PathBuf;
@@ -72,6 +84,48 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Boot the self-tests, and write what their processors did last: for Perfetto, for a browser, as text.
+    Trace {
+        #[command(flatten)]
+        guest: GuestArgs,
+        /// Run only the self-tests whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// Where to [default: the target folder's `trace`].
+        #[arg(long)]
+        folder: Option<PathBuf>,
+        /// Seconds after which a guest that has not ended is a hang.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+        timeout: u64,
+    },
+    /// Many short boots under the instruction counter, each a function of its seed.
+    Explore {
+        #[command(flatten)]
+        plan: explore::Plan,
+        /// How many seeds.
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+        seeds: u32,
+        /// The first.
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+        /// Each twice: all but so many must give the same trace, to the byte.
+        #[arg(long)]
+        twice: Option<u32>,
+    },
+    /// One of them again.
+    Replay {
+        #[command(flatten)]
+        plan: explore::Plan,
+        /// Which.
+        #[arg(long)]
+        seed: u64,
+        /// In gdb, to the failure.
+        #[arg(long)]
+        gdb: bool,
+        /// In gdb, to an event of the trace: CPU:NUMBER.
+        #[arg(long)]
+        at: Option<String>,
+    },
     /// Time from QEMU's start to all processors online: the median of several boots.
     BootTime {
         #[command(flatten)]
@@ -82,6 +136,29 @@ enum Command {
         /// Fail if the median is not below this many milliseconds.
         #[arg(long)]
         below: Option<u64>,
+    },
+    /// Count the instructions of the bench's operations.
+    Bench {
+        /// Fail if a row exceeds its bound, has grown over the baseline, is new or missing.
+        #[arg(long, conflicts_with = "bless")]
+        check: bool,
+        /// Make the counts the baseline; fail if a row exceeds its bound.
+        #[arg(long)]
+        bless: bool,
+    },
+    /// Disassemble operations that must be a few given instructions.
+    Codegen,
+    /// Try seeded bugs: each must be caught by the check that its patch names.
+    Mutants {
+        /// Only those whose name contains this, or one of several texts with commas between.
+        #[arg(long)]
+        only: Option<String>,
+        /// A few, chosen by the commit.
+        #[arg(long, conflicts_with = "only")]
+        sample: bool,
+        /// List them.
+        #[arg(long)]
+        list: bool,
     },
     /// Size of the stripped release kernel; fails if it is not below its limit.
     Size,
@@ -99,6 +176,9 @@ struct SmpArgs {
     /// Seconds after which a guest that has not ended is a hang.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
+    /// Minutes of everything at once, behind the self-tests [default: five seconds; none with --only, --loops or --gdb].
+    #[arg(long, conflicts_with_all = ["gdb", "loops"])]
+    minutes: Option<u64>,
     /// Boot this many times in a row, with seeds that count up; stop at the first failure.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["gdb", "json", "log"])]
     loops: Option<u32>,
@@ -138,9 +218,25 @@ fn execute(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Test { only, .. } => test::all(only.as_deref()),
+        Command::Trace { guest, only, folder, timeout } => {
+            trace::run(&guest, only.as_deref(), folder.as_deref(), Duration::from_secs(timeout))
+        }
+        Command::Explore { plan, seeds, first, twice } => explore::explore(&plan, first, seeds, twice),
+        Command::Replay { plan, seed, gdb, at } if gdb || at.is_some() => {
+            explore::replay_in_gdb(&plan, seed, at.as_deref())
+        }
+        Command::Replay { plan, seed, .. } => explore::replay(&plan, seed),
         Command::BootTime { guest, runs, below } => {
             loops::boot_time(&Target::prepare(&guest, ImageChoice::Kernel)?, runs, below)
         }
+        Command::Bench { bless: true, .. } => bench::run(bench::Mode::Bless),
+        Command::Bench { check, .. } => {
+            bench::run(if check { bench::Mode::Check } else { bench::Mode::Show })
+        }
+        Command::Codegen => codegen::check(),
+        Command::Mutants { list: true, .. } => mutants::list(),
+        Command::Mutants { sample: true, .. } => mutants::run(mutants::Choice::Sample),
+        Command::Mutants { only, .. } => mutants::run(mutants::Choice::Named(only.as_deref())),
         Command::Size => size::check(),
         Command::UnsafeCount => {
             print!("{}", unsafe_count::table(&image::workspace())?);
@@ -155,20 +251,38 @@ fn smp(args: &SmpArgs) -> Result<u8> {
         ensure!(!only.contains(char::is_whitespace), "--only takes one word of the guest's command line");
         target.append(&format!("only={only}"));
     }
-    let timeout = Duration::from_secs(args.timeout);
+    let stress = match args.minutes {
+        _ if !target.has_stress() => Duration::ZERO,
+        Some(minutes) => Duration::from_secs(minutes * 60),
+        None if args.only.is_some() || args.gdb || args.loops.is_some() => Duration::ZERO,
+        None => Duration::from_secs(5),
+    };
+    if !stress.is_zero() {
+        target.append(&format!("stress_ms={}", stress.as_millis()));
+    }
+    let timeout = Duration::from_secs(args.timeout) + stress;
     if args.gdb {
-        return debug::with_gdb(&target);
+        // A guest that stands at a breakpoint is not slow.
+        target.append("debug");
+        return debug::with_gdb(&target, &[]);
     }
     if let Some(loops) = args.loops {
         return loops::boots(&mut target, loops, args.identical, timeout);
     }
     let (run, verdict) = target.run(timeout, true)?;
-    report::print(&run, &verdict);
+    report::print(&run, &verdict, &target.symbols);
     if let Some(path) = &args.log {
         std::fs::write(path, &run.serial).with_context(|| format!("writing {}", path.display()))?;
     }
     if let Some(path) = &args.json {
         report::write_json(path, &run, &verdict, target.machine.cpus, &target.machine.command_line)?;
+    }
+    if let (Verdict::Bugcheck(_), Some(trace)) = (&verdict, &run.trace) {
+        let core = image::target_dir().join("crash.core");
+        match dump::write(&core, &trace.memory, trace.root, &String::from_utf8_lossy(&run.serial)) {
+            Ok(()) => println!("gdb {} {}", target.machine.image.display(), core.display()),
+            Err(why) => eprintln!("warning: no core file: {why:#}"),
+        }
     }
     if verdict != Verdict::Passed {
         eprintln!("again: {}", target.again());

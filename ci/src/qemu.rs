@@ -17,6 +17,8 @@ pub(crate) enum Accel {
     Tcg,
     /// Emulation under the instruction counter: one instruction is one nanosecond, and every run is the same.
     Icount,
+    /// The same, several instructions a block: quicker, and as exact where no code reads the timer's count.
+    IcountBlocks,
     /// The host's own processor.
     Kvm,
 }
@@ -28,6 +30,13 @@ pub(crate) struct Qemu {
     pub(crate) program: PathBuf,
     /// Major and minor version.
     pub(crate) version: (u32, u32),
+}
+
+impl Accel {
+    /// Is time the number of instructions?
+    pub(crate) fn counts(self) -> bool {
+        matches!(self, Self::Icount | Self::IcountBlocks)
+    }
 }
 
 impl Qemu {
@@ -78,7 +87,17 @@ impl Qemu {
             ),
         }
     }
+
+    /// Whether the self-tests' devices can be plugged into `machine`: this QEMU has them, and the machine a PCI bus.
+    pub(crate) fn has_test_devices(&self, machine: &str) -> bool {
+        let known = || Command::new(&self.program).args(["-device", "edu,help"]).output();
+        !machine.starts_with("microvm") && known().is_ok_and(|output| output.status.success())
+    }
 }
+
+/// Two of QEMU's teaching devices, whose interrupts software raises and acknowledges. Their slots are four apart, so the chipset
+/// leads both to one line.
+const TEST_DEVICES: [&str; 4] = ["-device", "edu,addr=0x10", "-device", "edu,addr=0x14"];
 
 fn kvm_is_usable() -> bool {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
@@ -109,8 +128,12 @@ pub(crate) struct Machine {
     pub(crate) loader: PathBuf,
     /// The kernel or self-test image.
     pub(crate) image: PathBuf,
+    /// Plug in the devices that the self-tests of interrupts use.
+    pub(crate) test_devices: bool,
     /// The guest's command line.
     pub(crate) command_line: String,
+    /// Its memory can be read when it stands still.
+    pub(crate) readable: bool,
 }
 
 /// Where COM1 and QEMU's control connection lead.
@@ -124,6 +147,8 @@ pub(crate) enum Wiring<'a> {
         serial: i32,
         /// A connected socket.
         qmp: i32,
+        /// A file for the guest's memory.
+        memory: Option<i32>,
         /// The path of gdb's socket.
         gdb: Option<&'a Path>,
     },
@@ -138,16 +163,26 @@ impl Machine {
             Some(topology) => format!("{},{topology}", self.cpus),
             None => self.cpus.to_string(),
         };
-        add(&["-machine", &self.machine, "-cpu", &self.cpu, "-smp", &smp, "-m", &self.memory]);
+        let mut machine = self.machine.clone();
+        if let Wiring::Harness { memory: Some(fd), .. } = wiring {
+            machine += ",memory-backend=ram";
+            let file = format!("size={},share=on,mem-path=/proc/self/fd/{fd}", self.memory);
+            add(&["-object", &format!("memory-backend-file,id=ram,{file}")]);
+        }
+        add(&["-machine", &machine, "-cpu", &self.cpu, "-smp", &smp, "-m", &self.memory]);
         match self.accel {
             Accel::Tcg => add(&["-accel", "tcg"]),
             Accel::Kvm => add(&["-accel", "kvm"]),
             // The clock, the date and QEMU's own random numbers all come from the counter and a fixed seed. QEMU lets
             // only the last instruction of a block read the counter and does not count `wrmsr` and `rdmsr` among
             // those that do, though the x2APIC timer's registers are behind them: so every instruction is a block.
-            Accel::Icount => add(&[
+            Accel::Icount | Accel::IcountBlocks => add(&[
                 "-accel",
-                "tcg,thread=single,one-insn-per-tb=on",
+                if self.accel == Accel::Icount {
+                    "tcg,thread=single,one-insn-per-tb=on"
+                } else {
+                    "tcg,thread=single"
+                },
                 "-icount",
                 "shift=0,sleep=off",
                 "-rtc",
@@ -159,16 +194,19 @@ impl Machine {
         // No graphics card: its firmware alone costs a fifth of the way to the kernel.
         add(&["-display", "none", "-vga", "none", "-nic", "none", "-no-reboot"]);
         add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        if self.test_devices {
+            add(&TEST_DEVICES);
+        }
         match wiring {
             Wiring::Terminal => add(&["-serial", "mon:stdio"]),
-            Wiring::Harness { serial, qmp, gdb } => {
+            Wiring::Harness { serial, qmp, memory: _, gdb } => {
                 // A file never makes the guest's UART wait, as a pipe that is full would.
                 add(&["-add-fd", &format!("fd={serial},set=1")]);
                 add(&["-chardev", "file,id=com1,path=/dev/fdset/1", "-serial", "chardev:com1"]);
                 add(&["-chardev", &format!("socket,id=qmp,fd={qmp}"), "-mon", "chardev=qmp,mode=control"]);
                 // A reset (so a triple fault, too) leaves the machine standing, to be looked at. That takes a word
                 // to QEMU at every end, and a counted run is to be left alone.
-                if self.accel != Accel::Icount {
+                if !self.accel.counts() {
                     add(&["-action", "shutdown=pause"]);
                 }
                 if let Some(socket) = gdb {
@@ -197,6 +235,8 @@ mod tests {
             cpu: "max".into(),
             loader: "boot".into(),
             image: "image".into(),
+            test_devices: true,
+            readable: false,
             command_line: "seed=1 only=x".into(),
         }
     }
@@ -225,7 +265,7 @@ mod tests {
 
     #[test]
     fn counted_runs_take_time_and_chance_from_the_counter() {
-        let wiring = Wiring::Harness { serial: 5, qmp: 6, gdb: None };
+        let wiring = Wiring::Harness { serial: 5, qmp: 6, memory: None, gdb: None };
         let line = joined(Accel::Icount, wiring);
         for part in ["shift=0,sleep=off", "clock=vm", "-seed 1", "-nic none", "-smp 8,sockets=2"] {
             assert!(line.contains(part), "{part}: {line}");
@@ -234,8 +274,16 @@ mod tests {
     }
 
     #[test]
+    fn the_test_devices_share_a_line() {
+        let line = joined(Accel::Tcg, Wiring::Terminal);
+        assert!(line.contains("-device edu,addr=0x10 -device edu,addr=0x14"), "{line}");
+        let without = Machine { test_devices: false, ..machine(Accel::Tcg) }.arguments(Wiring::Terminal);
+        assert!(!without.iter().any(|word| word.to_string_lossy().contains("edu")));
+    }
+
+    #[test]
     fn a_debugged_guest_waits() {
-        let wiring = Wiring::Harness { serial: 5, qmp: 6, gdb: Some(Path::new("dir/gdb")) };
+        let wiring = Wiring::Harness { serial: 5, qmp: 6, memory: None, gdb: Some(Path::new("dir/gdb")) };
         assert!(joined(Accel::Tcg, wiring).contains("-S -gdb unix:dir/gdb,server=on,wait=off"));
         assert!(!joined(Accel::Tcg, Wiring::Terminal).contains("-S"));
     }

@@ -9,8 +9,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::guest::{Outcome, Stop, Test, Transcript};
+use crate::guest::{Operation, Outcome, Stop, Test, Transcript};
 use crate::run::{End, Run};
+use crate::symbols::Symbols;
+use crate::trace::last;
 
 /// QEMU's statuses for what a guest writes to the exit port: twice the value, plus one.
 pub(crate) mod status {
@@ -154,6 +156,8 @@ fn failed_tests(said: &Transcript) -> String {
     let failed: Vec<&str> =
         said.tests.iter().filter(|t| t.outcome == Outcome::Failed).map(|t| t.name.as_str()).collect();
     match failed.len() {
+        0 if said.tests.is_empty() => "no self-test ran: is there one of that name?".into(),
+        0 if said.counted().passed == 0 => format!("nothing was tested: {} skipped", said.tests.len()),
         0 => "the guest reported a failed test by its exit status but printed none".into(),
         1 => format!("failed: {}", failed[0]),
         n => format!("{n} tests failed: {}", failed.join(", ")),
@@ -186,13 +190,35 @@ pub(crate) fn table(tests: &[Test]) -> String {
     text
 }
 
+/// The table of the mixed phase.
+fn operations(operations: &[Operation]) -> String {
+    let mut text = format!(
+        "  {:16} {:>9} {:>8} {:>12} {:>12} {:>12} {:>12}\n",
+        "operation", "count", "a second", "p50 ns", "p90 ns", "p99 ns", "longest ns"
+    );
+    for o in operations {
+        let _ = writeln!(
+            text,
+            "  {:16} {:>9} {:>8} {:>12} {:>12} {:>12} {:>12}",
+            o.kind, o.count, o.per_second, o.p50, o.p90, o.p99, o.max
+        );
+    }
+    text
+}
+
 /// The account of a run that a person reads last.
-pub(crate) fn print(run: &Run, verdict: &Verdict) {
+pub(crate) fn print(run: &Run, verdict: &Verdict, symbols: &Symbols) {
     if let Some(whereabouts) = &run.whereabouts {
         println!("\nwhere each processor was:\n{whereabouts}");
     }
+    if let (false, Some(trace)) = (matches!(verdict, Verdict::Passed | Verdict::Interrupted), &run.trace) {
+        println!("\nwhat each processor did last:\n{}", last::report(trace, symbols));
+    }
     if !run.transcript.tests.is_empty() {
         println!("\n{}", table(&run.transcript.tests));
+    }
+    if !run.transcript.operations.is_empty() {
+        println!("{}", operations(&run.transcript.operations));
     }
     let counted = run.transcript.counted();
     let online = match run.online {
@@ -236,6 +262,7 @@ struct Record<'a> {
     online_seconds: Option<f64>,
     total_seconds: f64,
     tests: &'a [Test],
+    operations: &'a [Operation],
     stops: &'a [Stop],
 }
 
@@ -255,6 +282,7 @@ pub(crate) fn write_json(
         online_seconds: run.online.map(|d| d.as_secs_f64()),
         total_seconds: run.total.as_secs_f64(),
         tests: &run.transcript.tests,
+        operations: &run.transcript.operations,
         stops: &run.transcript.stops,
     };
     let text = serde_json::to_string_pretty(&record)?;
@@ -288,6 +316,7 @@ mod tests {
             total: Duration::from_secs(1),
             whereabouts: None,
             complaint: String::new(),
+            trace: None,
         }
     }
 

@@ -17,13 +17,15 @@ use serde_json::json;
 use crate::console::Console;
 use crate::guest::{Event, Lines, Transcript};
 use crate::hang;
+use crate::memory::{self, Memory};
 use crate::process::{self, NoteSignals, Owned};
-use crate::qemu::{Accel, Machine, Qemu, Wiring};
+use crate::qemu::{Machine, Qemu, Wiring};
 use crate::qmp::Qmp;
 use crate::symbols::Symbols;
+use crate::trace::decode::{self, Trace};
 
 /// Between two looks at the guest. A boot is timed to within this.
-const POLL: Duration = Duration::from_millis(2);
+pub(crate) const POLL: Duration = Duration::from_millis(2);
 /// No run prints this much: one that does would fill the memory.
 const MOST_OUTPUT: usize = 256 << 20;
 
@@ -74,6 +76,8 @@ pub(crate) struct Run {
     pub(crate) whereabouts: Option<String>,
     /// What QEMU itself complained of.
     pub(crate) complaint: String,
+    /// What its processors did last, if its memory could be read and had a trace.
+    pub(crate) trace: Option<Trace>,
 }
 
 /// QEMU and the harness's ends of its wires.
@@ -83,6 +87,7 @@ pub(crate) struct Guest {
     serial: File,
     read: u64,
     stderr: File,
+    memory: Option<Memory>,
     started: Instant,
 }
 
@@ -99,19 +104,25 @@ impl Guest {
             .context("opening the serial log for writing")?
             .into();
         let theirs: OwnedFd = theirs.into();
-        let wiring = Wiring::Harness { serial: process::number(&sink), qmp: process::number(&theirs), gdb };
+        let (memory, ram) = if machine.readable { guest_memory(machine)?.unzip() } else { (None, None) };
+        let wiring = Wiring::Harness {
+            serial: process::number(&sink),
+            qmp: process::number(&theirs),
+            memory: ram.as_ref().map(process::number),
+            gdb,
+        };
         let mut command = Command::new(&qemu.program);
         command.args(machine.arguments(wiring)).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(process::duplicate(stderr.as_fd())?);
         // Its own process group: a terminal's Ctrl-C is for the harness, which may want to ask QEMU a last question.
         command.process_group(0);
-        process::inherit(&mut command, vec![sink, theirs]);
+        process::inherit(&mut command, [sink, theirs].into_iter().chain(ram).collect());
         let started = Instant::now();
         let child =
             Owned::spawn(&mut command).with_context(|| format!("cannot start {}", qemu.program.display()))?;
-        let mut guest = Self { qemu: child, qmp: Qmp::new(ours), serial, read: 0, stderr, started };
+        let mut guest = Self { qemu: child, qmp: Qmp::new(ours), serial, read: 0, stderr, memory, started };
         // Under the instruction counter nobody talks to QEMU while the guest runs.
-        if machine.accel != Accel::Icount {
+        if !machine.accel.counts() {
             // A QEMU that has died already is found out by whoever looks at it next.
             let _ = guest.qmp.negotiate();
         }
@@ -146,6 +157,16 @@ impl Guest {
         }
     }
 
+    /// What its processors did last, as its memory has it now.
+    pub(crate) fn trace(&self) -> Option<Trace> {
+        self.memory.as_ref().and_then(|memory| {
+            decode::read(memory).unwrap_or_else(|e| {
+                eprintln!("warning: the trace cannot be read: {e:#}");
+                None
+            })
+        })
+    }
+
     /// What QEMU has written to its standard error.
     pub(crate) fn complaint(&self) -> String {
         whole(&self.stderr).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
@@ -155,39 +176,68 @@ impl Guest {
 /// Runs a guest to its end.
 pub(crate) fn guest(qemu: &Qemu, machine: &Machine, symbols: &Symbols, watch: &Watch) -> Result<Run> {
     let signals = NoteSignals::start();
-    let mut guest = Guest::start(qemu, machine, None)?;
-    let mut reader = Reader::new(symbols, watch.live);
-    let end = loop {
-        // The order counts: what was printed before the end is read after the end was seen.
-        let ended = guest.ended()?;
-        while reader.take(&guest.printed()?, guest.started) {}
-        if let Some(status) = ended {
-            break end_of(status);
+    let mut follow = Follow::start(qemu, machine, symbols, watch)?;
+    loop {
+        if let Some(end) = follow.poll(&signals)? {
+            return follow.finish(end);
         }
-        if let Some(end) = guest.stopped() {
-            break end;
-        }
-        if watch.until_online && reader.online.is_some() {
-            break End::Online;
-        }
-        if let Some(end) = given_up(&guest, watch, &signals) {
-            break end;
-        }
-        reader.progress();
         thread::sleep(POLL);
-    };
-    let total = guest.started.elapsed();
-    let whereabouts = match end {
-        End::Exited(_) | End::Killed(_) | End::Online => None,
-        _ => Some(
-            hang::report(&mut guest.qmp, symbols)
-                .unwrap_or_else(|e| format!("QEMU cannot be asked: {e:#}\n")),
-        ),
-    };
-    while reader.take(&guest.printed()?, guest.started) {}
-    let (transcript, online) = reader.finish();
-    let (serial, complaint) = (whole(&guest.serial)?, guest.complaint());
-    Ok(Run { end, transcript, serial, online, total, whereabouts, complaint })
+    }
+}
+
+/// A guest that runs, and what it has said so far.
+pub(crate) struct Follow<'a> {
+    guest: Guest,
+    reader: Reader<'a>,
+    symbols: &'a Symbols,
+    watch: Watch,
+}
+
+impl<'a> Follow<'a> {
+    /// Starts it.
+    pub(crate) fn start(qemu: &Qemu, machine: &Machine, symbols: &'a Symbols, watch: &Watch) -> Result<Self> {
+        let guest = Guest::start(qemu, machine, None)?;
+        Ok(Self { guest, reader: Reader::new(symbols, watch.live), symbols, watch: watch.clone() })
+    }
+
+    /// Looks at it: how it has ended, if it has, by itself or for a reason to end it.
+    pub(crate) fn poll(&mut self, signals: &NoteSignals) -> Result<Option<End>> {
+        // The order counts: what was printed before the end is read after the end was seen.
+        let ended = self.guest.ended()?;
+        while self.reader.take(&self.guest.printed()?, self.guest.started) {}
+        if let Some(status) = ended {
+            return Ok(Some(end_of(status)));
+        }
+        if let Some(end) = self.guest.stopped() {
+            return Ok(Some(end));
+        }
+        if self.watch.until_online && self.reader.online.is_some() {
+            return Ok(Some(End::Online));
+        }
+        let given_up = given_up(&self.guest, &self.watch, signals);
+        if given_up.is_none() {
+            self.reader.progress();
+        }
+        Ok(given_up)
+    }
+
+    /// All that is known of it, after that end.
+    pub(crate) fn finish(self, end: End) -> Result<Run> {
+        let Self { mut guest, mut reader, symbols, .. } = self;
+        let total = guest.started.elapsed();
+        let whereabouts = match end {
+            End::Exited(_) | End::Killed(_) | End::Online => None,
+            _ => Some(
+                hang::report(&mut guest.qmp, symbols)
+                    .unwrap_or_else(|e| format!("QEMU cannot be asked: {e:#}\n")),
+            ),
+        };
+        while reader.take(&guest.printed()?, guest.started) {}
+        let (transcript, online) = reader.finish();
+        let (serial, complaint) = (whole(&guest.serial)?, guest.complaint());
+        let trace = guest.trace();
+        Ok(Run { end, transcript, serial, online, total, whereabouts, complaint, trace })
+    }
 }
 
 /// Why not to wait any longer, if there is a reason.
@@ -206,6 +256,15 @@ fn end_of(status: ExitStatus) -> End {
         (Some(code), _) => End::Exited(code),
         (None, signal) => End::Killed(signal.unwrap_or(0)),
     }
+}
+
+/// A file for the guest's memory, and a descriptor of it for QEMU.
+fn guest_memory(machine: &Machine) -> Result<Option<(Memory, OwnedFd)>> {
+    let size = memory::size_of(&machine.memory)?;
+    let file = memory_file("ram")?;
+    file.set_len(size).context("a file as long as the guest's memory")?;
+    let theirs = process::duplicate(file.as_fd())?;
+    Ok(Some((Memory::new(file, size, &machine.machine), theirs)))
 }
 
 /// A file without a name, which nothing has to clean up.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use addr2line::Loader;
 use anyhow::{Context, Result, anyhow};
-use object::{Object, ObjectSection, SectionKind};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
 
 use crate::guest;
 
@@ -17,6 +17,13 @@ use crate::guest;
 pub(crate) struct Place {
     function: String,
     line: Option<(String, u32)>,
+}
+
+impl Place {
+    /// Whether the function's name ends with `function`.
+    pub(crate) fn is_in(&self, function: &str) -> bool {
+        self.function.ends_with(function)
+    }
 }
 
 impl fmt::Display for Place {
@@ -91,6 +98,31 @@ impl Symbols {
     fn starts_function(&self, address: u64) -> bool {
         self.image(address).is_some_and(|image| image.functions.binary_search(&address).is_ok())
     }
+}
+
+/// Whether a mangled name is that of `name`, whatever hash it ends with.
+pub(crate) fn is_named(mangled: &str, name: &str) -> bool {
+    let demangled = addr2line::demangle_auto(mangled.into(), None);
+    demangled.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::h"))
+}
+
+/// Where the function of this name begins in the image at `path`.
+pub(crate) fn address_of(path: &Path, name: &str) -> Result<u64> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let file = object::File::parse(&*bytes).with_context(|| format!("reading {}", path.display()))?;
+    Ok(function(&file, path, name)?.address())
+}
+
+/// The function of this name in the image at `path`, which is `file`.
+pub(crate) fn function<'a, 'b>(
+    file: &'b object::File<'a>,
+    path: &Path,
+    name: &str,
+) -> Result<object::Symbol<'a, 'b>> {
+    file.symbols()
+        .filter(|symbol| symbol.kind() == object::SymbolKind::Text)
+        .find(|symbol| symbol.name().is_ok_and(|mangled| is_named(mangled, name)))
+        .with_context(|| format!("{} has no function {name}", path.display()))
 }
 
 impl Image {

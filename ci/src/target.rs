@@ -12,6 +12,7 @@ use crate::image;
 use crate::qemu::{Accel, Machine, Qemu};
 use crate::report::{self, Expect, Verdict};
 use crate::run::{self, Run, Watch};
+use crate::skips;
 use crate::symbols::Symbols;
 
 /// Which image to boot.
@@ -21,6 +22,8 @@ pub(crate) enum ImageChoice {
     Selftest,
     /// The kernel as it ships.
     Kernel,
+    /// The bench.
+    Bench,
     /// A file that was built before.
     File(PathBuf),
 }
@@ -32,6 +35,7 @@ impl FromStr for ImageChoice {
         Ok(match text {
             "selftest" => Self::Selftest,
             "kernel" => Self::Kernel,
+            "bench" => Self::Bench,
             path => Self::File(path.into()),
         })
     }
@@ -64,7 +68,7 @@ pub(crate) struct GuestArgs {
     /// More words for the guest's command line.
     #[arg(long)]
     pub(crate) append: Vec<String>,
-    /// selftest, kernel, or a file.
+    /// selftest, kernel, bench, or a file.
     #[arg(long)]
     pub(crate) image: Option<ImageChoice>,
     /// A loader file to use instead of building one.
@@ -112,9 +116,12 @@ impl Target {
         let image = match &choice {
             ImageChoice::Selftest => image::build(image::SELFTEST)?,
             ImageChoice::Kernel => image::build(image::KERNEL)?,
+            ImageChoice::Bench => image::build(image::BENCH)?,
             ImageChoice::File(file) => existing(file)?,
         };
         let symbols = Symbols::of_each([image.as_path(), loader.as_path()]);
+        // For the self-tests alone: any other image gets the machine as it is asked for, and QEMU isn't asked twice.
+        let test_devices = choice == ImageChoice::Selftest && qemu.has_test_devices(&args.machine);
         let machine = Machine {
             accel,
             cpus: args.cpus,
@@ -124,6 +131,9 @@ impl Target {
             cpu: args.cpu.clone(),
             loader,
             image,
+            test_devices,
+            // The self-tests' kernel is the one that has a trace.
+            readable: !matches!(choice, ImageChoice::Kernel | ImageChoice::Bench),
             command_line: String::new(),
         };
         let mut target = Self { qemu, machine, symbols, choice, seed: args.seed, words: args.append.clone() };
@@ -154,12 +164,21 @@ impl Target {
         let watch = Watch { timeout: Some(timeout), live, until_online: false };
         let run = run::guest(&self.qemu, &self.machine, &self.symbols, &watch)?;
         let verdict = report::judge(&run, self.expect());
+        skips::note(&run.transcript.tests);
         Ok((run, verdict))
     }
 
     /// What such a run must show.
     pub(crate) fn expect(&self) -> Expect {
-        Expect { cpus: self.machine.cpus, tests: self.choice != ImageChoice::Kernel }
+        Expect {
+            cpus: self.machine.cpus,
+            tests: !matches!(self.choice, ImageChoice::Kernel | ImageChoice::Bench),
+        }
+    }
+
+    /// Whether its image has the phase in which everything is done at once, and nobody has said how long.
+    pub(crate) fn has_stress(&self) -> bool {
+        self.choice == ImageChoice::Selftest && !self.words.iter().any(|word| word.contains("stress_"))
     }
 
     /// The command that repeats this boot by hand.
@@ -179,6 +198,7 @@ impl Target {
         match &self.choice {
             ImageChoice::Selftest => {}
             ImageChoice::Kernel => command += " --image kernel",
+            ImageChoice::Bench => command += " --image bench",
             ImageChoice::File(file) => {
                 let _ = write!(command, " --image {}", file.display());
             }

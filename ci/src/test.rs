@@ -7,18 +7,22 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 
 use crate::image::{self, TARGET, workspace};
 use crate::qemu::{Accel, Qemu};
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
-use crate::{crash, loops, size, unsafe_count};
+use crate::{
+    bench, codegen, crash, debug, explore, loops, mutants, process, size, skips, trace, unsafe_count,
+};
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The crates that are compiled for the bare machine.
-const IMAGE_CRATES: [&str; 10] = ["-p", "arch", "-p", "boot", "-p", "sync", "-p", "kernel", "-p", "selftest"];
+const IMAGE_CRATES: [&str; 12] =
+    ["-p", "arch", "-p", "boot", "-p", "sync", "-p", "kernel", "-p", "selftest", "-p", "bench"];
 
 /// How a step that did not fail ended.
 enum Done {
@@ -45,16 +49,38 @@ const STEPS: &[Step] = &[
     Step { name: "doc-images", what: "rustdoc without warnings, for the bare machine", run: doc_images },
     Step { name: "host-tests", what: "unit, property, refusal and harness tests", run: host_tests },
     Step { name: "models", what: "loom models", run: models },
+    Step {
+        name: "miri",
+        what: "unit tests of sync and arch, and a property test, under Miri, where nightly has it",
+        run: miri,
+    },
     Step { name: "boot-1", what: "self-tests on 1 processor", run: || boot(1) },
     Step { name: "boot-2", what: "self-tests on 2 processors", run: || boot(2) },
     Step { name: "boot-4", what: "self-tests on 4 processors", run: || boot(4) },
     Step { name: "boot-8", what: "self-tests on 8 processors", run: || boot(8) },
+    Step { name: "inject", what: "each allocation of each path refused, nothing left behind", run: inject },
+    Step { name: "clusters", what: "calls between 10 processors in two APIC clusters", run: clusters },
+    Step { name: "idle", what: "8 idle processors are left alone for 5 seconds", run: idle },
     Step {
         name: "replay",
         what: "two runs under the instruction counter, the same to the byte",
         run: replay,
     },
+    Step { name: "trace", what: "a trace is read and written", run: traced },
+    Step { name: "explore", what: "seeds explored, each twice with the same trace", run: explored },
+    Step { name: "gdb", what: "a replay stops in gdb at an event of the trace, and at the end", run: in_gdb },
     Step { name: "crash", what: "deliberate bugchecks and their reports", run: crashes },
+    Step { name: "codegen", what: "operations that must be a few given instructions", run: generated_code },
+    Step {
+        name: "bench",
+        what: "instructions per operation, against bounds and baseline",
+        run: count_instructions,
+    },
+    Step {
+        name: "mutants",
+        what: "a few seeded bugs, each caught; another commit tries others",
+        run: sample_mutants,
+    },
     Step { name: "size", what: "the stripped kernel's size", run: size_limit },
 ];
 
@@ -63,6 +89,12 @@ pub(crate) fn list() {
     for step in STEPS {
         println!("{:12} {}", step.name, step.what);
     }
+}
+
+/// Whether a step has this name.
+#[cfg(test)]
+pub(crate) fn has_step(name: &str) -> bool {
+    STEPS.iter().any(|step| step.name == name)
 }
 
 /// Runs the steps whose name contains `only`, in order.
@@ -98,11 +130,18 @@ pub(crate) fn all(only: Option<&str>) -> Result<u8> {
     }
     println!("\n{}", lines.join("\n"));
     println!("  {:12} {:>7.1} s", "all", begun.elapsed().as_secs_f64());
-    if skipped > 0 {
-        println!("{skipped} skipped");
+    for test in skips::everywhere() {
+        println!("  skipped in every boot: {test}");
     }
-    println!("{passed} passed, {failed} failed");
-    Ok(u8::from(failed > 0))
+    println!("{}", ending(passed, failed, skipped));
+    Ok(u8::from(failed > 0 || passed == 0))
+}
+
+/// The last line. What was skipped is not what passed, and where all was skipped, nothing holds.
+fn ending(passed: u32, failed: u32, skipped: u32) -> String {
+    let skips = if skipped > 0 { format!(", {skipped} SKIPPED") } else { String::new() };
+    let nothing = if passed + failed == 0 { ": nothing was checked" } else { "" };
+    format!("{passed} passed, {failed} failed{skips}{nothing}")
 }
 
 /// Runs a command to its end and wants status 0.
@@ -137,7 +176,7 @@ fn succeed_with_tests(command: &mut Command) -> Result<Done> {
 }
 
 /// The tests that passed, by the line that ends a test program's output.
-fn passed_in(line: &str) -> u64 {
+pub(crate) fn passed_in(line: &str) -> u64 {
     let count = || line.strip_prefix("test result: ok. ")?.split(' ').next()?.parse().ok();
     count().unwrap_or(0)
 }
@@ -223,16 +262,91 @@ fn has_tests(folder: &Path) -> Result<bool> {
 
 /// Loom replaces the primitives by a `cfg`; with a target folder of its own this recompiles nobody else's work.
 fn for_loom(cargo: &mut Command) -> &mut Command {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target.join("loom"))
+    cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target_folder().join("loom"))
+}
+
+fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// The unit tests, as shipped and of the checked build, interpreted: undefined behaviour on a path that they take is an error.
+fn miri() -> Result<Done> {
+    if let Err(why) = miri_ready() {
+        return Ok(Done::Skipped(format!(
+            "{why:#}; `rustup toolchain install nightly -c miri,rust-src` makes it run"
+        )));
+    }
+    let run = |arguments: &[&str]| {
+        let mut cargo = nightly("cargo");
+        cargo.args(["miri", "test"]).args(arguments);
+        succeed_with_tests(cargo.env("CARGO_TARGET_DIR", target_folder().join("miri")))
+    };
+    let units = ["-p", "sync", "-p", "arch", "--lib"];
+    run(&units)?;
+    run(&[&units[..], &["--features", "sync/verifier"]].concat())?;
+    // Those of memory's property tests that end in tens of seconds, shortened; the others take minutes (docs/verification.md).
+    let memory = ["mm_mdl", "mm_vad", "mm_space", "mm_pages"].map(|name| ["--test", name]);
+    run(&[&["-p", "props"][..], memory.as_flattened()].concat())
+}
+
+/// Whether nightly has Miri, and the standard library can be built for it.
+pub(crate) fn miri_ready() -> Result<()> {
+    let answer = |command: &mut Command| -> Result<String> {
+        let output = command.stdin(Stdio::null()).output().context("no rustup here")?;
+        let first = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned();
+        ensure!(output.status.success(), "`{}`: {first}", shown(command));
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    answer(nightly("cargo").args(["miri", "--version"]))?;
+    // Looked for here, because `cargo miri setup` would install it unasked.
+    let sysroot = answer(nightly("rustc").args(["--print", "sysroot"]))?;
+    let source = Path::new(&sysroot).join("lib/rustlib/src/rust/library/Cargo.lock");
+    ensure!(source.exists(), "nightly has no rust-src");
+    answer(nightly("cargo").args(["miri", "setup"]))?;
+    Ok(())
+}
+
+/// `program` of the nightly toolchain, in the workspace.
+pub(crate) fn nightly(program: &str) -> Command {
+    let mut command = Command::new("rustup");
+    command.args(["run", "nightly", program]).current_dir(workspace());
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    process::die_with_us(&mut command, Signal::TERM);
+    command
 }
 
 fn boot(cpus: u32) -> Result<Done> {
-    let args = GuestArgs { cpus, ..GuestArgs::default() };
-    let target = Target::prepare(&args, ImageChoice::Selftest)?;
+    judged(&GuestArgs { cpus, append: vec![STRESS.into()], ..GuestArgs::default() })
+}
+
+fn inject() -> Result<Done> {
+    let words = ["inject", "only=paths::"].map(str::to_owned);
+    judged(&GuestArgs { cpus: 2, append: words.into(), ..GuestArgs::default() })
+}
+
+/// Sockets of nine processors have sixteen APIC ids each, so the tenth processor's is in another cluster.
+fn clusters() -> Result<Done> {
+    judged(&GuestArgs {
+        cpus: 10,
+        topology: Some("sockets=2,cores=9,threads=1,maxcpus=18".into()),
+        append: vec!["only=processors::".into()],
+        ..GuestArgs::default()
+    })
+}
+
+fn idle() -> Result<Done> {
+    let words = ["only=clock::idle", "idle_ms=5000"].map(str::to_owned);
+    judged(&GuestArgs { cpus: 8, append: words.into(), ..GuestArgs::default() })
+}
+
+/// A short mixed phase behind the tests of each boot.
+const STRESS: &str = "stress_ms=1500";
+
+/// One boot of the self-tests, which must pass.
+fn judged(args: &GuestArgs) -> Result<Done> {
+    let target = Target::prepare(args, ImageChoice::Selftest)?;
     let (run, verdict) = target.run(BOOT_TIMEOUT, true)?;
-    report::print(&run, &verdict);
+    report::print(&run, &verdict, &target.symbols);
     if verdict == Verdict::Interrupted {
         return Ok(Done::Interrupted);
     }
@@ -246,12 +360,61 @@ fn replay() -> Result<Done> {
     if let Err(why) = Qemu::find()?.accel(Some(Accel::Icount)) {
         return Ok(Done::Skipped(format!("{why:#}")));
     }
-    let args = GuestArgs { cpus: 1, accel: Some(Accel::Icount), ..GuestArgs::default() };
-    zero(loops::boots(&mut Target::prepare(&args, ImageChoice::Selftest)?, 2, true, BOOT_TIMEOUT)?)
+    // Not all tests: some spend seconds of the guest's time by what they test, each of which takes ten seconds of the host's here.
+    for group in ["interrupts::", "dpc::", "timers::", "waits::", "trace::", "memory_"] {
+        let append = vec![format!("only={group}")];
+        let args = GuestArgs { cpus: 1, accel: Some(Accel::Icount), append, ..GuestArgs::default() };
+        let mut target = Target::prepare(&args, ImageChoice::Selftest)?;
+        match loops::boots(&mut target, 2, true, BOOT_TIMEOUT)? {
+            0 => {}
+            status => return zero(status),
+        }
+    }
+    Ok(Done::Passed)
+}
+
+fn traced() -> Result<Done> {
+    let args = GuestArgs { cpus: 2, ..GuestArgs::default() };
+    zero(trace::run(&args, Some("waits::"), None, BOOT_TIMEOUT)?)
+}
+
+fn explored() -> Result<Done> {
+    if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
+        return Ok(Done::Skipped(format!("{why:#}")));
+    }
+    zero(explore::explore(&explore::Plan::default(), 1, 8, Some(0))?)
+}
+
+fn in_gdb() -> Result<Done> {
+    if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
+        return Ok(Done::Skipped(format!("{why:#}")));
+    }
+    if !debug::has_gdb() {
+        return Ok(Done::Skipped("no gdb; `ci/setup.sh debug` installs it".into()));
+    }
+    zero(explore::check_gdb(1)?)
 }
 
 fn crashes() -> Result<Done> {
     zero(crash::all(None)?)
+}
+
+fn generated_code() -> Result<Done> {
+    zero(codegen::check()?)
+}
+
+fn count_instructions() -> Result<Done> {
+    if let Err(why) = Qemu::find()?.accel(Some(Accel::Icount)) {
+        return Ok(Done::Skipped(format!("{why:#}")));
+    }
+    zero(bench::run(bench::Mode::Check)?)
+}
+
+fn sample_mutants() -> Result<Done> {
+    if !workspace().join(".git").exists() {
+        return Ok(Done::Skipped("not a git checkout: what to copy and which to try is asked of git".into()));
+    }
+    zero(mutants::run(mutants::Choice::Sample)?)
 }
 
 fn size_limit() -> Result<Done> {
@@ -267,6 +430,13 @@ mod tests {
         assert_eq!(passed_in("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured"), 12);
         assert_eq!(passed_in("test result: FAILED. 12 passed; 1 failed; 0 ignored"), 0);
         assert_eq!(passed_in("test something ... ok"), 0);
+    }
+
+    #[test]
+    fn skipped_steps_are_in_the_last_line() {
+        assert_eq!(ending(3, 0, 0), "3 passed, 0 failed");
+        assert_eq!(ending(3, 1, 2), "3 passed, 1 failed, 2 SKIPPED");
+        assert_eq!(ending(0, 0, 1), "0 passed, 0 failed, 1 SKIPPED: nothing was checked");
     }
 
     #[test]

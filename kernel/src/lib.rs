@@ -1,7 +1,7 @@
 //! The executive.
 //!
 //! Reading order: `boot` (from the loader's jump to all processors online), `ke` (processors, exceptions, bugcheck,
-//! inter-processor requests, interrupt objects), `mm` (so far what bring-up needs), `kd` (the console).
+//! inter-processor requests, interrupt objects), `mm` (pages, pool), `ex` (the locks that threads sleep on), `kd` (the console), `rtl` (status codes).
 //!
 //! An image is a small binary that calls `image!` with what it wants to run; the kernel's own is `main.rs`, the self-tests'
 //! is tests/selftest. On a host target the crate compiles to what can be tested there.
@@ -9,7 +9,9 @@
 
 pub mod boot;
 #[cfg(target_os = "none")]
+pub mod ex;
+#[cfg(target_os = "none")]
 pub mod kd;
 pub mod ke;
-#[cfg(target_os = "none")]
 pub mod mm;
+pub mod rtl;

@@ -5,16 +5,25 @@
 mod image {
     use arch::exit::Outcome;
     use kernel::boot::{Image, facts};
-    use kernel::ke::idle;
+    use kernel::ke::event::{Event, EventKind};
+    use kernel::ke::wait;
+    use kernel::mm::zeroing;
     use sync::irql::{Irql, Passive};
 
-    static IMAGE: Image = Image { main, processor: idle::run };
+    static IMAGE: Image = Image { main };
 
     kernel::image!(IMAGE);
 
     fn main(at: &mut Irql<Passive>) -> Outcome {
         kernel::info!("idle; bring-up took {} KiB", facts().early_bytes >> 10);
-        idle::run(at)
+        if zeroing::start(at).is_err() {
+            kernel::warn!("no memory for the zero-page thread");
+        }
+        // Nobody ends it.
+        static NEVER: Event = Event::new(EventKind::Notification, false);
+        loop {
+            let _ = wait::for_single(&NEVER, None, at);
+        }
     }
 }
 

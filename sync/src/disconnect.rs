@@ -25,7 +25,7 @@
 //!             an interrupt that goes on firing adds nothing to the count.
 //! IRQL:       `enter` in the interrupt; `publish` and `withdraw` at PASSIVE or APC. Withdrawing inside the object's own ISR
 //!             would wait for itself: the token it needs doesn't exist there.
-//! Tests:      tests/models/tests/disconnect.rs (I1); the unit tests below.
+//! Tests:      tests/models/tests/disconnect.rs (I1); tests/props/tests/injection.rs; the unit tests below.
 
 use core::ops::Deref;
 use core::ptr::{self, NonNull};

@@ -10,10 +10,9 @@
 //! Invariants: I1 `value` is accessed only between a successful acquire of `word` and its release.
 //!             I2 every holder is at `level` or above, so the ISR cannot interrupt a holder on its own processor.
 //! Ordering:   word.rs.
-//! Tests:      the unit tests below.
+//! Tests:      tests/models/tests/interrupt_lock.rs (I1); tests/props/tests/injection.rs (I2); the unit tests below.
 
-use core::ops::{Deref, DerefMut};
-
+use crate::guard;
 use crate::irql::{AtOrBelow, Device, DeviceLevel, Irql, Raised};
 use crate::lock_order::{Identity, Watched};
 use crate::prim::{MutPtr, UnsafeCell, const_unless_loom};
@@ -83,44 +82,12 @@ pub struct InterruptGuard<'a, T> {
     raised: Raised<'a, Device>,
 }
 
-impl<T> InterruptGuard<'_, T> {
-    /// The data and the token at once.
-    #[inline]
-    #[cfg_attr(feature = "verifier", track_caller)]
-    pub fn parts(&mut self) -> (&mut T, &mut Irql<Device>) {
-        self.raised.check();
-        // SAFETY: the lock is held (I1); `&mut self` lends the one access that it allows.
-        (unsafe { self.value.deref() }, &mut self.raised)
-    }
-}
-
-impl<T> Deref for InterruptGuard<'_, T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        // SAFETY: the lock is held (I1), and `&self` shares its one access.
-        unsafe { self.value.deref() }
-    }
-}
-
-impl<T> DerefMut for InterruptGuard<'_, T> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `parts`.
-        unsafe { self.value.deref() }
-    }
-}
+guard::exclusive!([T] InterruptGuard<'_, T>, T, Device);
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::irql::Passive;
-
-    fn at_passive<R>(f: impl for<'a> FnOnce(&'a mut Irql<Passive>) -> R) -> R {
-        // SAFETY: a test thread is a processor at PASSIVE, and uses this token only.
-        unsafe { Irql::with(f) }
-    }
+    use crate::testing::at_passive;
 
     fn level(cr8: u8) -> DeviceLevel {
         DeviceLevel::new(cr8).unwrap()

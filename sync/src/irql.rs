@@ -10,11 +10,12 @@
 //!                interrupt already (arch::trap, steps 4 and 5).
 //! What safe code can still do: `mem::forget` a `Raised`. The level then stays high, never low; the verifier finds it at the
 //!             next use of a token, and no memory safety rests on the drop.
-//! Tests:      tests/refuse (I1, I2); tests/props/tests/ladder.rs; the unit tests below.
+//! Tests:      tests/refuse (I1, I2); tests/props/tests/ladder.rs; the unit tests below. Explained in docs/irql.md.
 //! Sources:    SDM vol. 3, "Task and Processor Priorities"; WDK, "Managing Hardware Priorities".
 
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
+use core::ptr::NonNull;
 
 use arch::service::NothingInService;
 
@@ -25,12 +26,19 @@ pub(crate) mod stop {
     pub(crate) const IRQL_NOT_GREATER_OR_EQUAL: u32 = 0x09;
     pub(crate) const IRQL_NOT_LESS_OR_EQUAL: u32 = 0x0A;
     pub(crate) const MAXIMUM_WAIT_OBJECTS_EXCEEDED: u32 = 0x0C;
+    pub(crate) const RESOURCE_NOT_OWNED: u32 = 0xE3;
     #[cfg_attr(not(feature = "verifier"), allow(dead_code, reason = "checked build only"))]
     pub(crate) const SPIN_LOCK_ALREADY_OWNED: u32 = 0x0F;
     #[cfg_attr(not(feature = "verifier"), allow(dead_code, reason = "checked build only"))]
     pub(crate) const SPIN_LOCK_NOT_OWNED: u32 = 0x10;
     #[cfg(feature = "verifier")]
+    pub(crate) const THREAD_NOT_MUTEX_OWNER: u32 = 0x11;
+    #[cfg(feature = "verifier")]
+    pub(crate) const MUTEX_ALREADY_OWNED: u32 = 0xBF;
+    #[cfg(feature = "verifier")]
     pub(crate) const IRQL_UNEXPECTED_VALUE: u32 = 0xC8;
+    #[cfg(feature = "verifier")]
+    pub(crate) const DPC_WATCHDOG_VIOLATION: u32 = 0x133;
     #[cfg(all(feature = "verifier", not(loom)))]
     pub(crate) const DRIVER_VERIFIER_DETECTED_VIOLATION: u32 = 0xC4;
 }
@@ -39,7 +47,10 @@ pub(crate) mod stop {
 ///
 /// Zero-sized; not `Copy`, `Send` or `Sync`; no `Drop`. Nobody owns one: code is handed a `&mut Irql<L>`, for a lifetime
 /// that it doesn't choose, and passes it on where a level is asked for.
-pub struct Irql<L: Level>(PhantomData<(L, *mut ())>);
+pub struct Irql<L: Level>(PhantomData<(L, *mut OneProcessorOnly)>);
+
+/// Named for the compiler's message when a token is about to leave its processor: a pointer to it is neither `Send` nor `Sync`.
+enum OneProcessorOnly {}
 
 impl<L: Level> Irql<L> {
     /// The only source of tokens: runs `f` with one for `L`. Thread start, trap entry and the boundary to foreign drivers
@@ -53,14 +64,25 @@ impl<L: Level> Irql<L> {
     #[inline(always)]
     #[cfg_attr(feature = "verifier", track_caller)]
     pub unsafe fn with<R>(f: impl for<'a> FnOnce(&'a mut Irql<L>) -> R) -> R {
-        let mut token = Irql(PhantomData);
-        token.check();
         #[cfg(feature = "verifier")]
         let entered_at = arch::irql::current();
-        let result = f(&mut token);
+        // SAFETY: the caller's.
+        let result = unsafe { Self::lend(f) };
         #[cfg(feature = "verifier")]
         verifier::same(entered_at);
         result
+    }
+
+    /// As [`with`](Self::with), for who compares the level at the end itself, and can name the culprit.
+    ///
+    /// # Safety
+    /// As [`with`](Self::with).
+    #[inline(always)]
+    #[cfg_attr(feature = "verifier", track_caller)]
+    pub unsafe fn lend<R>(f: impl for<'a> FnOnce(&'a mut Irql<L>) -> R) -> R {
+        let mut token = Irql(PhantomData);
+        token.check();
+        f(&mut token)
     }
 
     /// Raises to `H`; the level comes down when the `Raised` is dropped. Until then this token is borrowed, so nothing
@@ -78,12 +100,20 @@ impl<L: Level> Irql<L> {
     {
         self.check();
         let from = self.known_or_read();
+        #[cfg(feature = "verifier")]
+        verifier::before_raise(L::HIGHEST, H::LOWEST);
         // Decided at compile time: two entries of the ladder share a CR8 value only where both are fixed.
         if L::HIGHEST != H::CR8 {
             // SAFETY: `self` is borrowed by the `Raised`, so nothing relies on the lower level until that is dropped (I1).
             unsafe { arch::irql::set(H::CR8) };
         }
-        Raised { token: Irql(PhantomData), from, lower: PhantomData }
+        Raised {
+            token: Irql(PhantomData),
+            from,
+            lower: PhantomData,
+            #[cfg(feature = "verifier")]
+            stay: verifier::Stay::begin(from, H::LOWEST),
+        }
     }
 
     /// Raises to a device level that is known at run time.
@@ -99,13 +129,21 @@ impl<L: Level> Irql<L> {
         self.check();
         let from = self.known_or_read();
         if from > to.0 {
-            let location = core::panic::Location::caller();
-            let parameters = [from.into(), to.0.into(), core::ptr::from_ref(location).addr() as u64, 0];
-            arch::fatal(stop::IRQL_NOT_GREATER_OR_EQUAL, parameters);
+            let site = core::panic::Location::caller();
+            arch::fatal_at(
+                stop::IRQL_NOT_GREATER_OR_EQUAL,
+                [from.into(), to.0.into(), site.into(), 0_u64.into()],
+            );
         }
         // SAFETY: as in `raise`; the comparison shows that this doesn't lower.
         unsafe { arch::irql::set(to.0) };
-        Raised { token: Irql(PhantomData), from, lower: PhantomData }
+        Raised {
+            token: Irql(PhantomData),
+            from,
+            lower: PhantomData,
+            #[cfg(feature = "verifier")]
+            stay: verifier::Stay::begin(from, to.0),
+        }
     }
 
     /// The CR8 value: a constant, or read where the type gives bounds only.
@@ -156,6 +194,8 @@ pub struct Raised<'a, H: Level> {
     token: Irql<H>,
     from: u8,
     lower: PhantomData<&'a mut ()>,
+    #[cfg(feature = "verifier")]
+    stay: verifier::Stay,
 }
 
 impl<H: Level> Raised<'_, H> {
@@ -171,14 +211,18 @@ impl<H: Level> Deref for Raised<'_, H> {
 
     #[inline(always)]
     fn deref(&self) -> &Irql<H> {
-        &self.token
+        // Not `&self.token`: with the address of `self` given out, the compiler would keep `from` in memory.
+        // SAFETY: a token has no bytes and an alignment of 1, so any non-null address is that of one; the lifetime is that of
+        //         the borrow of `self`, which has the token that it stands for.
+        unsafe { NonNull::dangling().as_ref() }
     }
 }
 
 impl<H: Level> DerefMut for Raised<'_, H> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut Irql<H> {
-        &mut self.token
+        // SAFETY: as in `deref`; references to no bytes overlap with nothing, and `self` is borrowed uniquely.
+        unsafe { NonNull::dangling().as_mut() }
     }
 }
 
@@ -186,6 +230,10 @@ impl<H: Level> Drop for Raised<'_, H> {
     #[inline(always)]
     fn drop(&mut self) {
         self.token.check();
+        #[cfg(feature = "verifier")]
+        self.stay.end();
+        #[cfg(feature = "verifier")]
+        verifier::before_lower(self.token.known_or_read(), self.from);
         // Folded when the raise was inlined, as `from` is then a constant. A run-time level is always written back.
         if H::LOWEST != H::HIGHEST || self.from != H::LOWEST {
             // SAFETY: everything that relied on the higher level borrowed from `self`, and is gone (I1).
@@ -219,9 +267,95 @@ impl DeviceLevel {
 }
 
 #[cfg(feature = "verifier")]
+pub use verifier::{set_dispatch_limit, set_raise_hook};
+
+#[cfg(feature = "verifier")]
 mod verifier {
     use super::{Level, stop};
+    use arch::trace::Kind;
     use core::panic::Location;
+    // Not the model checker's: a setting, not a part of any protocol.
+    use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+    /// Called before each raise from below DISPATCH; zero: nothing.
+    static RAISE_HOOK: AtomicUsize = AtomicUsize::new(0);
+
+    /// From now on, `hook` is called before each typed raise from below DISPATCH to it or above, at the lower level. What it raises
+    /// itself calls it again.
+    pub fn set_raise_hook(hook: fn()) {
+        RAISE_HOOK.store(hook as usize, Ordering::Release);
+    }
+
+    #[inline]
+    pub(super) fn before_raise(from: u8, to: u8) {
+        use arch::level::DISPATCH;
+        if from < DISPATCH && to >= DISPATCH {
+            let hook = RAISE_HOOK.load(Ordering::Acquire);
+            if hook != 0 {
+                // SAFETY: only `set_raise_hook` stores here, and only a `fn()`.
+                unsafe { core::mem::transmute::<usize, fn()>(hook)() };
+            }
+        }
+    }
+
+    /// Recorded while the level still is the higher one, so by the processor that it is of.
+    #[inline]
+    pub(super) fn before_lower(from: u8, to: u8) {
+        if from >= arch::level::DISPATCH && from != to {
+            arch::trace::event(Kind::Lower, u16::from(from) << 8 | u16::from(to), 0, 0);
+        }
+    }
+
+    /// Time stamps that a stay at or above DISPATCH may last; 0: any.
+    static LIMIT: AtomicU64 = AtomicU64::new(0);
+    /// Time stamps per millisecond.
+    static PER_MILLISECOND: AtomicU64 = AtomicU64::new(1);
+
+    /// From now on, code that raised from below DISPATCH and comes back later than `milliseconds` is a
+    /// DPC_WATCHDOG_VIOLATION: 1, milliseconds, limit, the `Location` of the raise. 0: no limit.
+    pub fn set_dispatch_limit(milliseconds: u64, stamps_per_millisecond: u64) {
+        PER_MILLISECOND.store(stamps_per_millisecond.max(1), Ordering::Relaxed);
+        LIMIT.store(milliseconds.saturating_mul(stamps_per_millisecond), Ordering::Relaxed);
+    }
+
+    /// The time at or above DISPATCH of one `Raised`, if that is what took the processor there.
+    pub(super) struct Stay {
+        /// 0: it isn't timed.
+        since: u64,
+        by: &'static Location<'static>,
+    }
+
+    impl Stay {
+        #[inline]
+        #[track_caller]
+        pub(super) fn begin(from: u8, to: u8) -> Self {
+            use arch::level::DISPATCH;
+            if to >= DISPATCH && from != to {
+                let levels = u16::from(from) << 8 | u16::from(to);
+                arch::trace::about(Kind::Raise, levels, Location::caller(), 0);
+            }
+            let timed = from < DISPATCH && to >= DISPATCH && LIMIT.load(Ordering::Relaxed) != 0;
+            Self { since: if timed { arch::cpu::timestamp() } else { 0 }, by: Location::caller() }
+        }
+
+        #[inline]
+        pub(super) fn end(&self) {
+            let limit = LIMIT.load(Ordering::Relaxed);
+            if self.since != 0 && limit != 0 {
+                let lasted = arch::cpu::timestamp().saturating_sub(self.since);
+                if lasted > limit {
+                    self.report(lasted, limit);
+                }
+            }
+        }
+
+        #[cold]
+        fn report(&self, lasted: u64, limit: u64) -> ! {
+            let per = PER_MILLISECOND.load(Ordering::Relaxed);
+            let parameters = [1_u64.into(), (lasted / per).into(), (limit / per).into(), self.by.into()];
+            arch::fatal_at(stop::DPC_WATCHDOG_VIOLATION, parameters);
+        }
+    }
 
     /// CR8 is within L's bounds.
     #[inline]
@@ -246,8 +380,8 @@ mod verifier {
     #[cold]
     #[track_caller]
     fn report(found: u8, lowest: u8, highest: u8) -> ! {
-        let culprit = core::ptr::from_ref(Location::caller()).addr() as u64;
-        arch::fatal(stop::IRQL_UNEXPECTED_VALUE, [found.into(), lowest.into(), culprit, highest.into()]);
+        let parameters = [found.into(), lowest.into(), Location::caller().into(), highest.into()];
+        arch::fatal_at(stop::IRQL_UNEXPECTED_VALUE, parameters);
     }
 }
 
@@ -317,6 +451,27 @@ mod tests {
         });
         let stop = stop.expect("a bugcheck");
         assert_eq!((stop.code, stop.parameters[0], stop.parameters[1]), (0xC8, 2, 0));
+    }
+
+    #[cfg(feature = "verifier")]
+    #[test]
+    fn the_verifier_finds_a_long_stay() {
+        let stay = |milliseconds| {
+            // SAFETY: as above.
+            unsafe {
+                Irql::<Passive>::with(|at| {
+                    let mut raised = at.raise::<Dispatch>();
+                    std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+                    drop(raised.raise::<High>());
+                });
+            }
+        };
+        // No other test of this process stays for three seconds.
+        set_dispatch_limit(3_000, 1_000_000);
+        assert_eq!(arch::stop::catch(|| stay(0)), None);
+        let stop = arch::stop::catch(|| stay(3_100)).expect("a bugcheck");
+        set_dispatch_limit(0, 1);
+        assert_eq!((stop.code, stop.parameters[0], stop.parameters[2]), (0x133, 1, 3_000));
     }
 
     #[cfg(feature = "verifier")]

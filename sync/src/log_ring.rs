@@ -23,7 +23,7 @@
 //! draining 0 → 1? else leave        published at tail? then try again
 //! ```
 //!
-//! Tests:      tests/models/tests/log_ring.rs (no line lost, none twice); the unit tests below.
+//! Tests:      tests/models/tests/log_ring.rs (no line lost, none twice); tests/props/tests/injection.rs; the unit tests below.
 
 use crossbeam_utils::CachePadded;
 

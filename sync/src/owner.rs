@@ -43,8 +43,8 @@ impl Owner {
 
     #[track_caller]
     fn violation(&self, code: u32) -> ! {
-        let culprit = ptr::from_ref(Location::caller()).addr() as u64;
-        let owner = self.0.load(Ordering::Relaxed).into();
-        arch::fatal(code, [ptr::from_ref(self).addr() as u64, owner, culprit, 0]);
+        let lock = ptr::from_ref(self).addr() as u64;
+        let owner = u64::from(self.0.load(Ordering::Relaxed));
+        arch::fatal_at(code, [lock.into(), owner.into(), Location::caller().into(), 0_u64.into()]);
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! A fault at or above DISPATCH cannot wait for the page, so it is a bugcheck. The reference that [`Paged::get`] returns borrows
 //! the token, too: while it lives, the level can't be raised, nor a spin lock be taken.
+//!
+//! Tests:      the unit tests below (the check); tests/refuse (what does not compile).
 
 use crate::irql::{Irql, MayBlock};
 
@@ -28,5 +30,49 @@ impl<T> Paged<T> {
     pub fn get_mut<'a, L: MayBlock>(&'a mut self, at: &'a Irql<L>) -> &'a mut T {
         at.check();
         &mut self.0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::irql::{Apc, Passive};
+
+    #[test]
+    fn the_data_is_there_at_passive_and_apc() {
+        let mut paged = Paged::new(1);
+        // SAFETY: a test thread is a processor at PASSIVE, and this is its only token.
+        unsafe {
+            Irql::<Passive>::with(|at| {
+                *paged.get_mut(at) += 1;
+                let at = at.raise::<Apc>();
+                assert_eq!(*paged.get::<Apc>(&at), 2);
+            });
+        }
+    }
+
+    #[cfg(feature = "verifier")]
+    #[test]
+    fn the_verifier_finds_a_touch_at_dispatch() {
+        let mut paged = Paged::new(());
+        let touch = |paged: &mut Paged<()>, mutably| {
+            arch::stop::catch(|| {
+                // SAFETY: as above; the level is raised behind the token's back, which is what is tested.
+                unsafe {
+                    Irql::<Passive>::with(|at| {
+                        arch::irql::set(2);
+                        if mutably {
+                            paged.get_mut(at);
+                        } else {
+                            paged.get(at);
+                        }
+                    });
+                }
+            })
+        };
+        for mutably in [false, true] {
+            let stop = touch(&mut paged, mutably).expect("a bugcheck");
+            assert_eq!((stop.code, stop.parameters[0], stop.parameters[1]), (0xC8, 2, 0));
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The one file that names core's or loom's atomics, cells and spin hint; everything else in this crate takes them from here.
+//! The one place that names core's or loom's atomics, cells and spin hint; everything else in this crate takes them from here.
+//! `wide` is a word of 16 bytes.
 //!
 //! Three shapes:
 //! - the image: core's own types;
@@ -33,6 +34,9 @@ pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize
 
 #[cfg(all(not(target_os = "none"), not(loom)))]
 pub(crate) use interruptible::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, fence};
+
+mod wide;
+pub(crate) use wide::Wide;
 
 /// Waiting for another processor: exponentially more pauses, up to 64. In the image crossbeam's; without std it never
 /// yields, which is what a processor above PASSIVE needs. Elsewhere each step is one hint of the emulated processor, which

@@ -18,14 +18,16 @@
 //! Ordering:   hand-over: `waiting` := 0 (Release) → its owner's load (Acquire). Through a free lock: `tail` := null
 //!             (Release) → the next swap (Acquire). The same swap publishes a node's initial fields to its successor.
 //! Not as NT:  KLOCK_QUEUE_HANDLE holds the old level too; here the guard's `Raised` does.
-//! Tests:      tests/models/tests/queued.rs (exclusion, FIFO, no lost hand-over); tests/refuse; the unit tests below.
+//! Tests:      tests/models/tests/queued.rs (exclusion, FIFO, no lost hand-over); tests/props; tests/refuse; the unit tests below.
 
 use core::cell::Cell;
 use core::marker::{PhantomData, PhantomPinned};
-use core::ops::{Deref, DerefMut};
 use core::pin::Pin;
 use core::ptr;
 
+use arch::trace::Kind;
+
+use crate::guard;
 use crate::irql::{Below, Fixed, Irql, Raised, stop};
 use crate::prim::{AtomicPtr, AtomicU32, Backoff, MutPtr, Ordering, UnsafeCell, const_unless_loom};
 
@@ -131,10 +133,12 @@ impl Queue {
         node.waiting.store(1, Ordering::Relaxed);
         // SAFETY: I3: `tail` pointed to it, and it can't unlink before it has seen our link.
         unsafe { &*before }.next.store(node.as_ptr(), Ordering::Release);
+        arch::trace::about(Kind::Contended, 0, before, 0);
         let backoff = Backoff::new();
         while node.waiting.load(Ordering::Acquire) != 0 {
             backoff.spin();
         }
+        arch::trace::about(Kind::Acquired, 0, before, 0);
     }
 
     /// Takes the first node, which is `node`, off the queue.
@@ -247,119 +251,14 @@ impl Drop for Linked<'_, '_> {
     }
 }
 
-impl<T, R: Fixed> QueuedGuard<'_, '_, T, R> {
-    /// The data and the token at once, for nesting another lock under this one.
-    #[inline(always)]
-    #[cfg_attr(feature = "verifier", track_caller)]
-    pub fn parts(&mut self) -> (&mut T, &mut Irql<R>) {
-        self.raised.check();
-        // SAFETY: our node is the first (I2); `&mut self` lends the one access that it allows.
-        (unsafe { self.value.deref() }, &mut self.raised)
-    }
+guard::exclusive!([T, R: Fixed] QueuedGuard<'_, '_, T, R>, T, R);
 
+impl<T, R: Fixed> QueuedGuard<'_, '_, T, R> {
     /// Does another processor stand behind us? For a long holder that can let go early.
     pub fn is_contended(&self) -> bool {
         !self.linked.0.links.next.load(Ordering::Relaxed).is_null()
     }
 }
 
-impl<T, R: Fixed> Deref for QueuedGuard<'_, '_, T, R> {
-    type Target = T;
-
-    #[inline(always)]
-    fn deref(&self) -> &T {
-        // SAFETY: our node is the first (I2), and `&self` shares its one access.
-        unsafe { self.value.deref() }
-    }
-}
-
-impl<T, R: Fixed> DerefMut for QueuedGuard<'_, '_, T, R> {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `parts`.
-        unsafe { self.value.deref() }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::irql::{Dispatch, Passive, PrcbLock};
-    use core::pin::pin;
-
-    fn at_passive<R>(f: impl for<'a> FnOnce(&'a mut Irql<Passive>) -> R) -> R {
-        // SAFETY: a test thread is a processor at PASSIVE, and uses this token only.
-        unsafe { Irql::with(f) }
-    }
-
-    #[test]
-    fn a_node_can_be_used_again_and_the_level_follows() {
-        let lock = QueuedLock::<_, PrcbLock>::new(0);
-        let mut node = pin!(Node::new());
-        at_passive(|at| {
-            for round in 0..3 {
-                let mut guard = lock.lock(node.as_mut(), at);
-                assert_eq!(*guard, round);
-                *guard += 1;
-                assert_eq!(guard.parts().1.level(), 2);
-                assert!(lock.is_locked() && !guard.is_contended());
-                drop(guard);
-                assert!(!lock.is_locked());
-                assert_eq!(arch::irql::current(), 0);
-            }
-        });
-    }
-
-    #[test]
-    fn processors_exclude_each_other() {
-        const ROUNDS: usize = if cfg!(miri) { 20 } else { 5_000 };
-        let lock = QueuedLock::<_, PrcbLock>::new(0);
-        std::thread::scope(|s| {
-            for _ in 0..3 {
-                s.spawn(|| {
-                    at_passive(|at| (0..ROUNDS).for_each(|_| *lock.lock(pin!(Node::new()), at) += 1));
-                });
-            }
-        });
-        assert_eq!(lock.into_inner(), 3 * ROUNDS);
-    }
-
-    #[test]
-    fn the_drop_of_the_node_of_a_forgotten_guard_releases() {
-        let lock = QueuedLock::<_, PrcbLock>::new(());
-        at_passive(|at| {
-            let mut at = at.raise::<Dispatch>();
-            let mut node = pin!(Node::new());
-            core::mem::forget(lock.lock(node.as_mut(), &mut at));
-            assert!(lock.is_locked());
-        });
-        assert!(!lock.is_locked());
-    }
-
-    #[test]
-    fn queueing_a_linked_node_again_is_a_bugcheck() {
-        let (first, second) = (QueuedLock::<_, PrcbLock>::new(()), QueuedLock::<_, PrcbLock>::new(()));
-        let mut node = pin!(Node::new());
-        at_passive(|at| {
-            // From DISPATCH, so that the forgotten guard leaves the level where it was.
-            let mut at = at.raise::<Dispatch>();
-            core::mem::forget(first.lock(node.as_mut(), &mut at));
-            let stop = arch::stop::catch(|| drop(second.lock(node.as_mut(), &mut at)));
-            assert_eq!(stop.map(|stop| stop.code), Some(0x0F));
-        });
-        assert!(!second.is_locked());
-    }
-
-    #[cfg(feature = "verifier")]
-    #[test]
-    fn recursion_is_a_bugcheck() {
-        let lock = QueuedLock::<_, PrcbLock>::new(());
-        let (mut first, mut second) = (pin!(Node::new()), pin!(Node::new()));
-        at_passive(|at| {
-            let mut at = at.raise::<Dispatch>();
-            core::mem::forget(lock.lock(first.as_mut(), &mut at));
-            let stop = arch::stop::catch(|| drop(lock.lock(second.as_mut(), &mut at)));
-            assert_eq!(stop.map(|stop| stop.code), Some(0x0F));
-        });
-    }
-}
+mod tests;

@@ -10,13 +10,19 @@
 //! Tests:      tests/props/tests/ladder.rs (I1, I2); tests/refuse (what does not compile).
 
 mod sealed {
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` cannot be made an IRQL or a lock rank",
+        label = "not an entry of the ladder in sync/src/rank.rs",
+        note = "the ladder is closed; a new lock's rank is one line of the list in sync/src/rank.rs, in the place where it is taken"
+    )]
     pub trait Sealed {}
 }
 
 /// A place in the ladder. Sealed: a foreign level of value 0 "above" DISPATCH would lower inside a DPC.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an IRQL or a lock rank",
-    note = "levels and ranks are the entries of the list in sync/src/rank.rs; no other crate can add one"
+    label = "not an entry of the ladder in sync/src/rank.rs",
+    note = "use one of the list in sync/src/rank.rs; no other crate can add one"
 )]
 pub trait Level: sealed::Sealed + 'static {
     /// NT's name, for reports.
@@ -31,9 +37,10 @@ pub trait Level: sealed::Sealed + 'static {
 
 /// A level with one CR8 value, known at compile time: all but `Device` and `Nmi`.
 #[diagnostic::on_unimplemented(
-    message = "the CR8 value of `{Self}` is known at run time only",
-    label = "no fixed CR8 value",
-    note = "raise to a device level with `raise_device(level)`; protect data shared with an ISR with an `InterruptLock`"
+    message = "`{Self}` has no CR8 value that is known at compile time",
+    label = "a lock's rank, or the target of `raise`, has one",
+    note = "for a device level: raise with `raise_device(level)`, and put data shared with an ISR behind an `InterruptLock`",
+    note = "for a lock: choose a rank of the list in sync/src/rank.rs"
 )]
 pub trait Fixed: Level {
     /// The IRQL that code of this level or rank runs at.
@@ -44,16 +51,18 @@ pub trait Fixed: Level {
 #[diagnostic::on_unimplemented(
     message = "a lock of rank `{H}` cannot be taken at `{Self}`",
     label = "`{H}` is not above `{Self}` in the ladder",
-    note = "locks are taken upwards in the list in sync/src/rank.rs, each rank once",
-    note = "take this lock before the one that gave you `Irql<{Self}>`, or release that one first; an ISR leaves such work to a DPC"
+    note = "locks are taken upwards in the list in sync/src/rank.rs, each rank once; several of one rank at once: `LockSet`",
+    note = "if a guard gave you `Irql<{Self}>`: take this lock before that one, or release that one first",
+    note = "an ISR leaves such work to a DPC; an NMI handler takes no lock at all"
 )]
 pub trait Below<H: Level>: AtOrBelow<H> {}
 
 /// At or below `H` in the ladder: what a raise to `H` requires of the token it starts from.
 #[diagnostic::on_unimplemented(
-    message = "a raise from `{Self}` to `{H}` would lower the IRQL",
-    label = "`{Self}` is above `{H}`",
-    note = "lower by dropping the guard or `Raised` that gave you `Irql<{Self}>`; leave work for a lower level to a DPC or a work item"
+    message = "the IRQL cannot be raised from `{Self}` to `{H}`",
+    label = "`{H}` is not at or above `{Self}` in the ladder",
+    note = "to lower, drop the guard or `Raised` that gave you `Irql<{Self}>`",
+    note = "code that was entered at `{Self}` leaves work for a lower level to a DPC or a work item"
 )]
 pub trait AtOrBelow<H: Level>: Level {}
 
@@ -61,7 +70,8 @@ pub trait AtOrBelow<H: Level>: Level {}
 #[diagnostic::on_unimplemented(
     message = "code at `{Self}` must not wait, switch threads or touch paged memory",
     label = "needs PASSIVE or APC, this is `{Self}`",
-    note = "drop the guard or `Raised` first, or hand the work to a work item, which runs at PASSIVE"
+    note = "if a guard or `Raised` gave you `Irql<{Self}>`: drop it first; copy what you need of paged data before you raise",
+    note = "an ISR leaves such work to a DPC, a DPC to a work item, which runs at PASSIVE"
 )]
 pub trait MayBlock: Level {}
 
@@ -69,7 +79,7 @@ pub trait MayBlock: Level {}
 #[diagnostic::on_unimplemented(
     message = "at `{Self}` the thread may move to another processor at any time",
     label = "needs DISPATCH or above, this is `{Self}`",
-    note = "raise first: `let mut at = at.raise::<Dispatch>();`"
+    note = "raise first, and drop what you got before you lower: `let mut at = at.raise::<Dispatch>();`"
 )]
 pub trait AtLeastDispatch: Level {}
 
@@ -146,6 +156,20 @@ ladder! {
         ThreadLock "ThreadLock" = 2;
         /// Rank: a processor's ready queues.
         PrcbLock "PrcbLock" = 2;
+        /// Rank: an address space's descriptors and user half.
+        AddressSpaceLock "AddressSpaceLock" = 2;
+        /// Rank: the pages of a section.
+        SectionLock "SectionLock" = 2;
+        /// Rank: the right to this processor's pool lists. Above the locks that are held while something is allocated.
+        PoolAccess "PoolAccess" = 2;
+        /// Rank: the pool's shared lists.
+        PoolLock "PoolLock" = 2;
+        /// Rank: system page-table entries and the kernel's page tables.
+        SpaceLock "SpaceLock" = 2;
+        /// Rank: the right to this processor's page cache.
+        PageCacheAccess "PageCacheAccess" = 2;
+        /// Rank: the PFN database.
+        PfnLock "PfnLock" = 2;
     }
     run_time {
         /// ISRs: a level from 3 to 11, known at run time. The type says "at least 3"; raises between device levels
@@ -165,6 +189,8 @@ ladder! {
         DpcQueueLock "DpcQueueLock" = 15;
         /// Rank: queued inter-processor requests.
         IpiQueueLock "IpiQueueLock" = 15;
+        /// Rank: the times of the shared page, which two processors may want to write at once.
+        SharedTimeLock "SharedTimeLock" = 15;
         /// Rank: the log, last so that anything can be logged under any lock.
         LogLock "LogLock" = 15;
     }

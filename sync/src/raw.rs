@@ -7,7 +7,7 @@
 //!
 //! Called by:  the export table that foreign drivers bind to, and nothing else.
 //! Not as NT:  `Result`-free and without the lock's address in 0x09 / 0x0A: the parameters are the levels.
-//! Tests:      the unit tests below.
+//! Tests:      the unit tests below; tests/props/tests/locks.rs.
 
 use core::panic::Location;
 
@@ -46,8 +46,7 @@ impl Default for KSpinLock {
 #[cold]
 #[track_caller]
 fn wrong_level(code: u32, current: u8, wanted: u8) -> ! {
-    let site = core::ptr::from_ref(Location::caller()).addr() as u64;
-    arch::fatal(code, [current.into(), wanted.into(), site, 0]);
+    arch::fatal_at(code, [current.into(), wanted.into(), Location::caller().into(), 0_u64.into()]);
 }
 
 /// Raises to `wanted`, at least the current level; returns that.
@@ -298,7 +297,7 @@ mod tests {
         assert_eq!(nested(&a, &b), None);
         let stop = nested(&b, &a).expect("a bugcheck");
         assert_eq!((stop.code, stop.parameters[0], stop.parameters[1]), (0xC4, 0x1001, a.address() as u64));
-        // Both were acquired at the same line of this test.
-        assert_eq!(stop.parameters[2], stop.parameters[3]);
+        // Both were acquired at the same line of this test. One line may have several `Location`s; under Miri it does.
+        assert!(cfg!(miri) || stop.parameters[2] == stop.parameters[3]);
     }
 }

@@ -18,11 +18,11 @@
 //!             the count at 0 with bit 31 set; a reader only while it is counted.
 //! Ordering:   a reader's count down (Release) → the writer's look (Acquire); the writer's release (Release) → the compare-
 //!             exchange of the next reader or writer (Acquire).
-//! Tests:      the unit tests below, threads included. Not modelled yet.
+//! Tests:      tests/models/tests/rwspin.rs; tests/props (locks.rs, injection.rs); the unit tests below.
 
 use core::marker::PhantomData;
-use core::ops::{Deref, DerefMut};
 
+use crate::guard;
 use crate::irql::{Below, Fixed, Irql, Raised};
 use crate::prim::{AtomicU32, Backoff, ConstPtr, MutPtr, Ordering, UnsafeCell, const_unless_loom};
 
@@ -79,14 +79,15 @@ impl Word {
             let claimed = state & WRITER == 0
                 && self
                     .state
-                    .compare_exchange(state, state | WRITER, Ordering::Acquire, Ordering::Relaxed)
+                    .compare_exchange(state, state | WRITER, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok();
             if claimed {
                 break;
             }
             backoff.spin();
         }
-        // Bit 31 is ours (I1): no reader enters any more. Acquire: what the last of them did with the value.
+        // Bit 31 is ours (I1): no reader enters any more. Acquire: what the last of them, or the last writer, did with the value;
+        // so the claim above needed none.
         let backoff = Backoff::new();
         while self.state.load(Ordering::Acquire) != WRITER {
             backoff.spin();
@@ -223,134 +224,8 @@ pub struct ExclusiveGuard<'a, T, R: Fixed> {
     raised: Raised<'a, R>,
 }
 
-impl<T, R: Fixed> SharedGuard<'_, T, R> {
-    /// The data and the token at once, for nesting another lock under this one.
-    #[inline(always)]
-    #[cfg_attr(feature = "verifier", track_caller)]
-    pub fn parts(&mut self) -> (&T, &mut Irql<R>) {
-        self.raised.check();
-        // SAFETY: we are counted (I2).
-        (unsafe { self.value.deref() }, &mut self.raised)
-    }
-}
-
-impl<T, R: Fixed> ExclusiveGuard<'_, T, R> {
-    /// The data and the token at once, for nesting another lock under this one.
-    #[inline(always)]
-    #[cfg_attr(feature = "verifier", track_caller)]
-    pub fn parts(&mut self) -> (&mut T, &mut Irql<R>) {
-        self.raised.check();
-        // SAFETY: we are the writer (I2); `&mut self` lends the one access that it allows.
-        (unsafe { self.value.deref() }, &mut self.raised)
-    }
-}
-
-impl<T, R: Fixed> Deref for SharedGuard<'_, T, R> {
-    type Target = T;
-
-    #[inline(always)]
-    fn deref(&self) -> &T {
-        // SAFETY: we are counted (I2).
-        unsafe { self.value.deref() }
-    }
-}
-
-impl<T, R: Fixed> Deref for ExclusiveGuard<'_, T, R> {
-    type Target = T;
-
-    #[inline(always)]
-    fn deref(&self) -> &T {
-        // SAFETY: we are the writer (I2), and `&self` shares its one access.
-        unsafe { self.value.deref() }
-    }
-}
-
-impl<T, R: Fixed> DerefMut for ExclusiveGuard<'_, T, R> {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `parts`.
-        unsafe { self.value.deref() }
-    }
-}
+guard::shared!([T, R: Fixed] SharedGuard<'_, T, R>, T, R);
+guard::exclusive!([T, R: Fixed] ExclusiveGuard<'_, T, R>, T, R);
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::irql::{Passive, PrcbLock};
-
-    fn at_passive<R>(f: impl for<'a> FnOnce(&'a mut Irql<Passive>) -> R) -> R {
-        // SAFETY: a test thread is a processor at PASSIVE, and uses this token only.
-        unsafe { Irql::with(f) }
-    }
-
-    #[test]
-    fn readers_share_and_a_writer_excludes() {
-        let lock = RwSpinLock::<_, PrcbLock>::new(7);
-        let elsewhere = |check: fn(&RwSpinLock<i32, PrcbLock>, &mut Irql<Passive>)| {
-            std::thread::scope(|s| {
-                s.spawn(|| at_passive(|at| check(&lock, at))).join().unwrap();
-            });
-        };
-        at_passive(|at| {
-            let reader = lock.shared(at);
-            elsewhere(|lock, at| {
-                assert_eq!(lock.try_shared(at).as_deref(), Some(&7));
-                assert!(lock.try_exclusive(at).is_none());
-                assert_eq!(arch::irql::current(), 0);
-            });
-            drop(reader);
-            let mut writer = lock.exclusive(at);
-            *writer = 8;
-            elsewhere(|lock, at| {
-                assert!(lock.is_claimed());
-                assert!(lock.try_shared(at).is_none());
-                assert!(lock.try_exclusive(at).is_none());
-            });
-            drop(writer);
-            assert_eq!(*lock.shared(at), 8);
-            assert_eq!(arch::irql::current(), 0);
-        });
-    }
-
-    #[test]
-    fn writers_are_seen_whole() {
-        const ROUNDS: usize = if cfg!(miri) { 10 } else { 3_000 };
-        let lock = RwSpinLock::<_, PrcbLock>::new((0, 0));
-        std::thread::scope(|s| {
-            for writes in [true, true, false] {
-                let lock = &lock;
-                s.spawn(move || {
-                    at_passive(|at| {
-                        for _ in 0..ROUNDS {
-                            if writes {
-                                let mut guard = lock.exclusive(at);
-                                guard.0 += 1;
-                                guard.1 += 1;
-                            } else {
-                                let guard = lock.shared(at);
-                                assert_eq!(guard.0, guard.1);
-                            }
-                        }
-                    });
-                });
-            }
-        });
-        assert_eq!(lock.into_inner(), (2 * ROUNDS, 2 * ROUNDS));
-    }
-
-    #[cfg(feature = "verifier")]
-    #[test]
-    fn recursion_into_an_exclusive_hold_is_a_bugcheck() {
-        let lock = RwSpinLock::<_, PrcbLock>::new(());
-        at_passive(|at| {
-            let mut at = at.raise::<crate::irql::Dispatch>();
-            core::mem::forget(lock.exclusive(&mut at));
-            for again in [
-                arch::stop::catch(|| drop(lock.shared(&mut at))),
-                arch::stop::catch(|| drop(lock.exclusive(&mut at))),
-            ] {
-                assert_eq!(again.map(|stop| stop.code), Some(0x0F));
-            }
-        });
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@
 //! IRQL:       a writer holds rank R. A reader that waits has a token strictly below R: it can't have interrupted the writer on
 //!             its own processor, where it would wait for ever. From any level: `try_read`.
 //! Invariants: I1 `sequence` is odd exactly while the holder of `writer` changes the words.
-//! Tests:      the unit tests below, threads included. Not modelled yet.
+//! Tests:      tests/models/tests/seq.rs; tests/props/tests/injection.rs; the unit tests below.
 
 use core::marker::PhantomData;
 
@@ -106,12 +106,8 @@ impl<const N: usize, R: Fixed> Default for SeqLock<N, R> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::irql::{Clock, Passive};
-
-    fn at_passive<R>(f: impl for<'a> FnOnce(&'a mut Irql<Passive>) -> R) -> R {
-        // SAFETY: a test thread is a processor at PASSIVE, and uses this token only.
-        unsafe { Irql::with(f) }
-    }
+    use crate::irql::Clock;
+    use crate::testing::at_passive;
 
     #[test]
     fn a_reader_in_the_middle_of_a_write_is_told_to_come_again() {

@@ -2,15 +2,15 @@
 //!
 //! Owns:       the lock, its guard. The word itself is word.rs.
 //! IRQL:       taken with a token strictly below R, held at R's CR8 value, yields `Irql<R>`.
-//! Invariants: I1 `value` is accessed only between a successful acquire of `word` and its release.
+//! Invariants: I1 `value` is accessed only between a successful acquire of `word` and its release: by the guard (guard.rs).
 //! Forgetting: `mem::forget` of a guard leaves the lock held and the level raised for ever: nobody gets at the data again,
 //!             so it is a hang (the checked build names the owner), never a race.
 //! Ordering:   word.rs; the data needs nothing of its own.
-//! Tests:      tests/models/tests/spin.rs (I1); tests/refuse; the unit tests below.
+//! Tests:      tests/models/tests/spin.rs (I1); tests/props/tests/injection.rs; tests/refuse; the unit tests below.
 
 use core::marker::PhantomData;
-use core::ops::{Deref, DerefMut};
 
+use crate::guard;
 use crate::irql::{Below, Fixed, Irql, Raised};
 use crate::prim::{MutPtr, UnsafeCell, const_unless_loom};
 use crate::word::{Held, Word};
@@ -101,16 +101,9 @@ pub struct SpinGuard<'a, T, R: Fixed> {
     raised: Raised<'a, R>,
 }
 
-impl<T, R: Fixed> SpinGuard<'_, T, R> {
-    /// The data and the token at once: with either alone, nesting another lock under this one could not be written.
-    #[inline(always)]
-    #[cfg_attr(feature = "verifier", track_caller)]
-    pub fn parts(&mut self) -> (&mut T, &mut Irql<R>) {
-        self.raised.check();
-        // SAFETY: the lock is held (I1); `&mut self` lends the one access that it allows.
-        (unsafe { self.value.deref() }, &mut self.raised)
-    }
+guard::exclusive!([T, R: Fixed] SpinGuard<'_, T, R>, T, R);
 
+impl<T, R: Fixed> SpinGuard<'_, T, R> {
     /// The token alone, the data staying locked.
     #[inline(always)]
     pub fn token(&mut self) -> &mut Irql<R> {
@@ -118,34 +111,11 @@ impl<T, R: Fixed> SpinGuard<'_, T, R> {
     }
 }
 
-impl<T, R: Fixed> Deref for SpinGuard<'_, T, R> {
-    type Target = T;
-
-    #[inline(always)]
-    fn deref(&self) -> &T {
-        // SAFETY: the lock is held (I1), and `&self` shares its one access.
-        unsafe { self.value.deref() }
-    }
-}
-
-impl<T, R: Fixed> DerefMut for SpinGuard<'_, T, R> {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `parts`.
-        unsafe { self.value.deref() }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::irql::{Dispatch, Passive, PrcbLock, ThreadLock};
-
-    /// # Safety of the token: a test thread is a processor at PASSIVE, and uses this one only.
-    fn at_passive<R>(f: impl for<'a> FnOnce(&'a mut Irql<Passive>) -> R) -> R {
-        // SAFETY: as above.
-        unsafe { Irql::with(f) }
-    }
+    use crate::irql::{Dispatch, PrcbLock, ThreadLock};
+    use crate::testing::at_passive;
 
     #[test]
     fn a_lock_is_the_size_of_its_word_and_data() {

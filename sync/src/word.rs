@@ -6,6 +6,12 @@
 //! Invariants: I1 bit 0 is set exactly while one holder is between `acquire` and `release`.
 //! Ordering:   `release` stores 0 with Release; the read-modify-write that next sets bit 0 reads that 0 with Acquire.
 
+#[cfg(not(feature = "verifier"))]
+use core::hint::cold_path;
+
+#[cfg(feature = "verifier")]
+use arch::trace::{Kind, about};
+
 use crate::prim::{AtomicUsize, Backoff, Ordering, const_unless_loom};
 
 /// See the module.
@@ -25,14 +31,20 @@ impl Word {
     #[inline(always)]
     pub(crate) fn acquire(&self) {
         if !self.try_acquire() {
+            cold_path();
+            // SAFETY: such a function, and a word.
+            #[cfg(target_os = "none")]
+            unsafe {
+                arch::call_aside!(Self::acquire_contended, self);
+            }
+            #[cfg(not(target_os = "none"))]
             self.acquire_contended();
         }
     }
 
     #[cfg(not(feature = "verifier"))]
     #[cold]
-    #[inline(never)]
-    fn acquire_contended(&self) {
+    extern "sysv64" fn acquire_contended(&self) {
         let backoff = Backoff::new();
         loop {
             // Wait on a shared copy of the line; the locked operation would take it from the holder each time.
@@ -46,17 +58,10 @@ impl Word {
     }
 
     /// Takes the word if it is free; never spins. The bit test of the old value makes this `lock bts` and a jump.
-    #[cfg(not(any(feature = "verifier", loom)))]
+    #[cfg(not(feature = "verifier"))]
     #[inline(always)]
     pub(crate) fn try_acquire(&self) -> bool {
         self.0.fetch_or(1, Ordering::Acquire) & 1 == 0
-    }
-
-    /// As above, by an operation that leaves a held word alone. loom does not order the store of a `release` with another
-    /// thread's read-modify-write that came before it: it would let a failed `fetch_or` undo the release.
-    #[cfg(all(loom, not(feature = "verifier")))]
-    pub(crate) fn try_acquire(&self) -> bool {
-        self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Gives the word back.
@@ -66,7 +71,14 @@ impl Word {
     #[cfg(not(feature = "verifier"))]
     #[inline(always)]
     pub(crate) unsafe fn release(&self) {
+        #[cfg(not(loom))]
         self.0.store(0, Ordering::Release);
+        // loom does not order a store after another thread's read-modify-write that came before it, and would let a failed
+        // `fetch_or` undo the release. As a read-modify-write it is ordered; what it reads it doesn't acquire, and the only
+        // other thing that it adds, to prolong the last holder's release sequence, tells the next holder nothing new: this
+        // holder acquired that release (tests/models/tests/litmus.rs).
+        #[cfg(loom)]
+        self.0.swap(0, Ordering::Release);
     }
 
     /// Is it held by anybody? Stale at once.
@@ -84,13 +96,19 @@ impl Word {
 
     #[track_caller]
     fn violation(&self, code: u32) -> ! {
-        let culprit = core::ptr::from_ref(core::panic::Location::caller()).addr() as u64;
+        let lock = core::ptr::from_ref(self).addr() as u64;
         let owner = self.0.load(Ordering::Relaxed) as u64 >> 1;
-        arch::fatal(code, [core::ptr::from_ref(self).addr() as u64, owner, culprit, 0]);
+        let culprit = core::panic::Location::caller();
+        arch::fatal_at(code, [lock.into(), owner.into(), culprit.into(), 0_u64.into()]);
     }
 
     #[track_caller]
     pub(crate) fn acquire(&self) {
+        if self.try_acquire() {
+            return;
+        }
+        let owner = self.0.load(Ordering::Relaxed);
+        about(Kind::Contended, (owner >> 1) as u16, self, 0);
         let backoff = Backoff::new();
         while !self.try_acquire() {
             if self.0.load(Ordering::Relaxed) == Self::mine() {
@@ -98,6 +116,7 @@ impl Word {
             }
             backoff.spin();
         }
+        about(Kind::Acquired, 0, self, 0);
     }
 
     pub(crate) fn try_acquire(&self) -> bool {

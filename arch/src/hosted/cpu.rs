@@ -51,7 +51,36 @@ pub fn spin_hint() {
     #[cfg(not(loom))]
     std::thread::yield_now();
     #[cfg(loom)]
-    loom::hint::spin_loop();
+    explored::spin();
+}
+
+#[cfg(loom)]
+pub use explored::explore_spins;
+
+/// A spin loop's endless variants. Which thread goes on after a spin hint is no preemption to loom, so where three threads
+/// wait it would explore executions that leave one of them out for ever.
+#[cfg(loom)]
+mod explored {
+    use std::cell::Cell;
+
+    std::thread_local! {
+        /// Spin hints that this execution may still explore. loom runs all threads of a model on one of the host's.
+        static LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
+    }
+
+    /// To be called first in each execution: after `count` spin hints, by whichever threads, the rest of it runs once, under
+    /// loom's fair choice, instead of in every variant.
+    pub fn explore_spins(count: u32) {
+        LEFT.set(count);
+    }
+
+    pub(super) fn spin() {
+        match LEFT.get().checked_sub(1) {
+            Some(left) => LEFT.set(left),
+            None => loom::skip_branch(),
+        }
+        loom::hint::spin_loop();
+    }
 }
 
 /// A count that never runs backwards: nanoseconds since the first call.

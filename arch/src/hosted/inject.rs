@@ -2,12 +2,13 @@
 //!
 //! Every call of the arch interface, and every atomic operation of `sync` on the host, is a *point*. [`run_at`] runs a
 //! scenario with one interrupt that arrives at the n-th point; [`every_point`] does so for n = 0, 1, 2, … until the scenario
-//! ends before it. The virtual processor masks as CR8 does: an interrupt whose level is not above the current one stays
-//! pending and is delivered at the first point after the level fell below it, exactly once. The handler runs at its own
-//! level on the interrupted stack, must return at that level, and is not itself interrupted.
+//! ends before it. [`every_pair`] does it with two interrupts at every two points, those of either handler included.
+//! The virtual processor masks as CR8 does: an interrupt whose level is not above the current one stays
+//! pending and is delivered at the first point after the level fell below it, exactly once; the highest first. The handler runs
+//! at its own level on the interrupted stack, must return at that level, and is interrupted by higher ones only.
 //!
-//! Invariants: I1 `ARMED` points to a live injection exactly while its `run_at` is on this thread's stack.
-//!             I2 an injection's state moves Waiting(n) → … → Waiting(0) → Pending → Running → Delivered, never back.
+//! Invariants: I1 `ARMED` points to a live injection exactly while its run is on this thread's stack.
+//!             I2 an interrupt's state moves Waiting(n) → … → Waiting(0) → Pending → Running → Delivered, never back.
 
 use core::cell::Cell;
 use core::ptr;
@@ -37,10 +38,14 @@ enum State {
     Delivered(u8),
 }
 
-struct Injection<'a> {
+struct Source<'a> {
     state: Cell<State>,
     level: u8,
     handler: &'a dyn Fn(),
+}
+
+struct Injection<'a> {
+    sources: &'a [Source<'a>],
 }
 
 std::thread_local! {
@@ -62,25 +67,51 @@ pub fn point() {
     }
 }
 
-impl Injection<'_> {
-    fn step(&self) {
+impl<'a> Source<'a> {
+    fn new(point: u32, level: u8, handler: &'a dyn Fn()) -> Self {
+        Self { state: Cell::new(State::Waiting(point)), level, handler }
+    }
+
+    fn count(&self) {
         match self.state.get() {
             State::Waiting(0) => self.state.set(State::Pending),
             State::Waiting(n) => self.state.set(State::Waiting(n - 1)),
             State::Pending | State::Running | State::Delivered(_) => {}
         }
-        let interrupted = irql::peek();
-        if matches!(self.state.get(), State::Pending) && self.level > interrupted {
-            self.state.set(State::Running);
-            irql::write(self.level);
-            (self.handler)();
-            assert_eq!(
-                irql::peek(),
-                self.level,
-                "the handler returned at another level than it was entered at"
-            );
-            irql::write(interrupted);
-            self.state.set(State::Delivered(interrupted));
+    }
+
+    fn deliver(&self, interrupted: u8) {
+        self.state.set(State::Running);
+        irql::write(self.level);
+        (self.handler)();
+        assert_eq!(irql::peek(), self.level, "the handler returned at another level than it was entered at");
+        irql::write(interrupted);
+        self.state.set(State::Delivered(interrupted));
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self.state.get() {
+            State::Waiting(_) => Outcome::NotReached,
+            State::Pending => Outcome::StillPending,
+            State::Running => unreachable!("the handler returned, or its panic came past here"),
+            State::Delivered(interrupted) => Outcome::Delivered { interrupted },
+        }
+    }
+}
+
+impl Injection<'_> {
+    fn step(&self) {
+        self.sources.iter().for_each(Source::count);
+        // More than one may be pending, and a handler's end may unmask another.
+        loop {
+            let interrupted = irql::peek();
+            let deliverable = |source: &&Source<'_>| {
+                matches!(source.state.get(), State::Pending) && source.level > interrupted
+            };
+            let Some(next) = self.sources.iter().filter(deliverable).max_by_key(|source| source.level) else {
+                return;
+            };
+            next.deliver(interrupted);
         }
     }
 }
@@ -94,12 +125,9 @@ impl Drop for Disarm {
     }
 }
 
-/// Runs `scenario` with an interrupt at `level` that arrives at its point number `point`.
-///
-/// # Panics
-/// When the scenario or the handler ends at another level than it began at, or injections are nested.
-pub fn run_at(point: u32, level: u8, handler: &dyn Fn(), scenario: impl FnOnce()) -> Outcome {
-    let injection = Injection { state: Cell::new(State::Waiting(point)), level, handler };
+/// Runs `scenario` under these interrupts.
+fn run(sources: &[Source<'_>], scenario: impl FnOnce()) {
+    let injection = Injection { sources };
     assert!(ARMED.get().is_null(), "injections do not nest");
     let before = irql::peek();
     ARMED.set(ptr::from_ref(&injection).cast());
@@ -107,12 +135,31 @@ pub fn run_at(point: u32, level: u8, handler: &dyn Fn(), scenario: impl FnOnce()
     scenario();
     drop(disarm);
     assert_eq!(irql::peek(), before, "the scenario ended at another level than it began at");
-    match injection.state.get() {
-        State::Waiting(_) => Outcome::NotReached,
-        State::Pending => Outcome::StillPending,
-        State::Running => unreachable!("the handler returned, or its panic came past here"),
-        State::Delivered(interrupted) => Outcome::Delivered { interrupted },
-    }
+}
+
+/// Runs `scenario` with an interrupt at `level` that arrives at its point number `point`.
+///
+/// # Panics
+/// When the scenario or the handler ends at another level than it began at, or injections are nested.
+pub fn run_at(point: u32, level: u8, handler: &dyn Fn(), scenario: impl FnOnce()) -> Outcome {
+    let source = [Source::new(point, level, handler)];
+    run(&source, scenario);
+    source[0].outcome()
+}
+
+/// The same with two interrupts, each with its point and level. Points of the handlers count for both.
+///
+/// # Panics
+/// As [`run_at`].
+pub fn run_pair(
+    points: [u32; 2],
+    levels: [u8; 2],
+    handlers: [&dyn Fn(); 2],
+    scenario: impl FnOnce(),
+) -> [Outcome; 2] {
+    let sources = [0, 1].map(|n| Source::new(points[n], levels[n], handlers[n]));
+    run(&sources, scenario);
+    sources.each_ref().map(Source::outcome)
 }
 
 /// Runs `scenario` again and again, each time on a `fresh` subject, with the interrupt one point later, until the scenario
@@ -130,6 +177,37 @@ pub fn every_point<S>(
         check(&subject, outcome);
         if outcome == Outcome::NotReached {
             return point;
+        }
+    }
+    unreachable!("a scenario has fewer than 2^32 points")
+}
+
+/// As [`every_point`], with two interrupts that arrive at every two points. Returns the number of runs.
+pub fn every_pair<S>(
+    levels: [u8; 2],
+    fresh: impl Fn() -> S,
+    scenario: impl Fn(&S),
+    handlers: [&dyn Fn(&S); 2],
+    check: impl Fn(&S, [Outcome; 2]),
+) -> u32 {
+    let mut runs = 0;
+    for first in 0.. {
+        for second in 0.. {
+            let subject = fresh();
+            let outcomes = run_pair(
+                [first, second],
+                levels,
+                [&|| handlers[0](&subject), &|| handlers[1](&subject)],
+                || scenario(&subject),
+            );
+            check(&subject, outcomes);
+            runs += 1;
+            match outcomes {
+                // Neither comes any more: there are no further points.
+                [Outcome::NotReached, Outcome::NotReached] => return runs,
+                [_, Outcome::NotReached] => break,
+                _ => {}
+            }
         }
     }
     unreachable!("a scenario has fewer than 2^32 points")
@@ -174,6 +252,42 @@ mod tests {
         assert_eq!(run_at(0, 9, &|| panic!("masked"), stays_up), Outcome::StillPending);
         // SAFETY: as above.
         unsafe { irql::set(0) };
+    }
+
+    #[test]
+    fn the_higher_of_two_hits_the_handler_of_the_lower_and_not_the_other_way_round() {
+        let inside = Cell::new([false; 2]);
+        let nested = Cell::new([0; 2]);
+        let handler = |n: usize| {
+            let mut now = inside.get();
+            now[n] = true;
+            inside.set(now);
+            point();
+            if now == [true; 2] {
+                let mut count = nested.get();
+                count[n] += 1;
+                nested.set(count);
+            }
+            now[n] = false;
+            inside.set(now);
+        };
+        let runs = every_pair(
+            [5, 7],
+            || (),
+            |()| raise_and_lower(),
+            [&|()| handler(0), &|()| handler(1)],
+            |(), outcomes| {
+                assert!(!outcomes.contains(&Outcome::StillPending));
+                let by = |n: usize| match outcomes[n] {
+                    Outcome::Delivered { interrupted } => Some(interrupted),
+                    _ => None,
+                };
+                // 5 is masked by 5 and by 7; 7 hits PASSIVE, the raised code or the handler.
+                assert!(matches!(by(0), None | Some(0)) && matches!(by(1), None | Some(0 | 5)));
+            },
+        );
+        assert!(runs > 20, "{runs}");
+        assert!(nested.get()[0] == 0 && nested.get()[1] > 0, "{:?}", nested.get());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use x2apic::lapic::{LocalApicBuilder, TimerDivide, TimerMode};
 
 use super::{cpu, pcr};
+use crate::trace::{Kind, event};
 use crate::vector;
 
 const X2APIC_ID: u32 = 0x802;
@@ -29,6 +30,7 @@ const IA32_TSC_DEADLINE: u32 = 0x6E0;
 const MASKED: u64 = 1 << 16;
 const TSC_DEADLINE: u64 = 2 << 17;
 const DELIVER_NMI: u64 = 4 << 8;
+const LOGICAL: u64 = 1 << 11;
 const ALL_BUT_SELF: u64 = 3 << 18;
 
 /// The x2APIC can't be used: a broken promise of CPUID, since the feature was checked.
@@ -36,6 +38,9 @@ const ALL_BUT_SELF: u64 = 3 << 18;
 pub struct NoX2apic;
 
 /// Enables this processor's APIC in x2APIC mode, everything in its local vector table masked but NMI (LINT1) and error.
+///
+/// # Errors
+/// The `x2apic` crate refuses what it is to be built with.
 ///
 /// # Safety
 /// Once on each processor, interrupts off, handlers for the error, spurious and clock vectors in place, CPUID has x2APIC.
@@ -86,6 +91,7 @@ pub unsafe fn eoi() {
 /// `vector` is 16 or above and has a handler.
 #[inline(always)]
 pub unsafe fn send_self(vector: u8) {
+    event(Kind::SendVector, u16::from(vector), u64::MAX - 1, 0);
     // SAFETY: as the caller promised.
     unsafe { cpu::wrmsr(X2APIC_SELF_IPI, u64::from(vector)) };
 }
@@ -96,9 +102,29 @@ pub unsafe fn send_self(vector: u8) {
 /// As [`send_self`], on the target.
 #[inline(always)]
 pub unsafe fn send(target: u32, vector: u8) {
+    event(Kind::SendVector, u16::from(vector), u64::from(target), 0);
     order_stores();
     // SAFETY: as the caller promised; fixed delivery, physical destination.
     unsafe { cpu::wrmsr(X2APIC_ICR, u64::from(target) << 32 | u64::from(vector)) };
+}
+
+/// The logical id of the processor with APIC id `id`, as x2APIC mode derives it: its cluster in the upper half, its bit among the
+/// cluster's sixteen in the lower. Those of one cluster may be joined by OR.
+#[inline(always)]
+pub const fn logical(id: u32) -> u32 {
+    (id >> 4) << 16 | 1 << (id & 15)
+}
+
+/// Sends `vector` to those whose [`logical`] ids, of one cluster, `targets` joins. As [`send`].
+///
+/// # Safety
+/// As [`send`], for each of them.
+#[inline(always)]
+pub unsafe fn send_logical(targets: u32, vector: u8) {
+    event(Kind::SendVector, u16::from(vector), 1 << 32 | u64::from(targets), 0);
+    order_stores();
+    // SAFETY: as the caller promised; fixed delivery, logical destination.
+    unsafe { cpu::wrmsr(X2APIC_ICR, u64::from(targets) << 32 | LOGICAL | u64::from(vector)) };
 }
 
 /// Sends `vector` to every processor but this one.
@@ -107,6 +133,7 @@ pub unsafe fn send(target: u32, vector: u8) {
 /// As [`send`], for all processors whose APIC is enabled.
 #[inline]
 pub unsafe fn send_all_but_self(vector: u8) {
+    event(Kind::SendVector, u16::from(vector), u64::MAX, 0);
     order_stores();
     // SAFETY: as the caller promised.
     unsafe { cpu::wrmsr(X2APIC_ICR, ALL_BUT_SELF | u64::from(vector)) };
@@ -117,6 +144,7 @@ pub unsafe fn send_all_but_self(vector: u8) {
 /// # Safety
 /// The target's IDT and NMI stack are loaded.
 pub unsafe fn send_nmi(target: u32) {
+    event(Kind::SendVector, 2, u64::from(target), 0);
     order_stores();
     // SAFETY: as the caller promised.
     unsafe { cpu::wrmsr(X2APIC_ICR, u64::from(target) << 32 | DELIVER_NMI) };
@@ -127,6 +155,7 @@ pub unsafe fn send_nmi(target: u32) {
 /// # Safety
 /// As [`send_nmi`], for all processors that can receive one.
 pub unsafe fn send_nmi_all_but_self() {
+    event(Kind::SendVector, 2, u64::MAX, 0);
     order_stores();
     // SAFETY: as the caller promised.
     unsafe { cpu::wrmsr(X2APIC_ICR, ALL_BUT_SELF | DELIVER_NMI) };
@@ -191,28 +220,46 @@ pub mod timer {
         unsafe { cpu::rdmsr(X2APIC_TIMER_CURRENT) as u32 }
     }
 
+    /// What arms the clock interrupt.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Mode {
+        /// [`arm_one_shot`].
+        OneShot,
+        /// [`arm_deadline`].
+        Deadline,
+    }
+
+    /// Lets this processor's clock interrupt come, which is armed as `mode` says from now on.
+    ///
+    /// # Safety
+    /// The clock vector has its handler; nobody else uses this processor's timer. CPUID has the mode.
+    pub unsafe fn prepare(mode: Mode) {
+        let mode = match mode {
+            Mode::OneShot => 0,
+            Mode::Deadline => TSC_DEADLINE,
+        };
+        // SAFETY: as the caller promised. The fence keeps the mode switch before the first deadline (SDM, "TSC-Deadline Mode").
+        unsafe { cpu::wrmsr(X2APIC_LVT_TIMER, mode | u64::from(vector::CLOCK)) };
+        super::order_stores();
+    }
+
     /// Arms the clock interrupt `count` input clocks from now; zero disarms.
     ///
     /// # Safety
-    /// The clock vector has its handler; nobody else uses this processor's timer.
+    /// After [`prepare`] for this mode on this processor; nobody else uses its timer.
+    #[inline(always)]
     pub unsafe fn arm_one_shot(count: u32) {
         // SAFETY: as the caller promised.
-        unsafe {
-            cpu::wrmsr(X2APIC_LVT_TIMER, u64::from(vector::CLOCK));
-            cpu::wrmsr(X2APIC_TIMER_INITIAL, u64::from(count));
-        }
+        unsafe { cpu::wrmsr(X2APIC_TIMER_INITIAL, u64::from(count)) };
     }
 
     /// Arms the clock interrupt for when the TSC reaches `tsc`; zero disarms.
     ///
     /// # Safety
-    /// As [`arm_one_shot`]; CPUID has the TSC-deadline mode.
+    /// As [`arm_one_shot`].
+    #[inline(always)]
     pub unsafe fn arm_deadline(tsc: u64) {
-        // SAFETY: as the caller promised. The fence keeps the mode switch before the deadline (SDM, "TSC-Deadline Mode").
-        unsafe {
-            cpu::wrmsr(X2APIC_LVT_TIMER, TSC_DEADLINE | u64::from(vector::CLOCK));
-            super::order_stores();
-            cpu::wrmsr(IA32_TSC_DEADLINE, tsc);
-        }
+        // SAFETY: as the caller promised.
+        unsafe { cpu::wrmsr(IA32_TSC_DEADLINE, tsc) };
     }
 }

@@ -197,12 +197,16 @@ pub fn apic_hz_by_definition() -> Option<u64> {
 
 /// Control-register state that the kernel runs with; every processor sets the same.
 pub mod control {
+    use super::super::extended;
     use super::Features;
     use ::x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 
-    /// The CR4 bits that `have` allows and the kernel wants. No FPU bits: nothing owns FPU state yet.
+    /// The CR4 bits that `have` allows and the kernel wants.
     pub fn wanted_cr4(have: &Features) -> Cr4Flags {
-        let mut wanted = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::MACHINE_CHECK_EXCEPTION;
+        let mut wanted = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION
+            | Cr4Flags::MACHINE_CHECK_EXCEPTION
+            | Cr4Flags::OSFXSR
+            | Cr4Flags::OSXMMEXCPT_ENABLE;
         for (present, flag) in [
             (have.smep, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
             (have.smap, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
@@ -210,6 +214,7 @@ pub mod control {
             (have.pge, Cr4Flags::PAGE_GLOBAL),
             (have.pcid, Cr4Flags::PCID),
             (have.fsgsbase, Cr4Flags::FSGSBASE),
+            (have.xsave, Cr4Flags::OSXSAVE),
         ] {
             wanted.set(flag, present);
         }
@@ -217,10 +222,10 @@ pub mod control {
     }
 
     /// Puts CR0, CR4 and EFER of this processor into the kernel's state: write protection, no-execute, SYSCALL, the
-    /// supervisor protections, and FPU instructions trapping (#NM) until a thread owns FPU state.
+    /// supervisor protections, and the extended registers enabled, but trapping (#NM) until a thread has state in them.
     ///
     /// # Safety
-    /// Called once on each processor during its start, with no user mapping in use and the loader's page tables or the
+    /// On each processor during its start (twice is once), with no user mapping in use and the loader's page tables or the
     /// kernel's in force (both legal under NX and WP). PCID needs CR3's low 12 bits zero, as they are until it is used.
     pub unsafe fn establish(have: &Features) {
         // SAFETY: LME/LMA stay as they are; NX and SYSCALL were checked to exist.
@@ -241,6 +246,8 @@ pub mod control {
         }
         // SAFETY: each bit's feature is present; PAE stays set; LA57 isn't changed (the loader gave 4 levels).
         unsafe { Cr4::write(wanted_cr4(have)) };
+        // SAFETY: the caller's, and CR4 was just set.
+        unsafe { extended::establish(have.xsave) };
     }
 
     /// This processor's CR4, for the self-tests.

@@ -18,7 +18,8 @@ pub enum Outcome {
     CannotRun = 0x13,
 }
 
-/// Ends the run; where there is no such device, halts this processor.
+/// Ends the run; where there is no such device, halts this processor. A function of its own, so that a debugger can stop there.
+#[inline(never)]
 pub fn leave(outcome: Outcome) -> ! {
     // SAFETY: 0xF4 is the debug-exit port where the harness started QEMU, and unassigned elsewhere.
     unsafe { PortWriteOnly::<u32>::new(0xF4).write(outcome as u32) };

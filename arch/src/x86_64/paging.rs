@@ -7,13 +7,17 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use ::x86_64::registers::control::{Cr3, Cr3Flags};
+pub use ::x86_64::instructions::tlb::Pcid;
+use ::x86_64::instructions::tlb::{InvPcidCommand, flush_pcid};
+use ::x86_64::registers::control::{Cr3, Cr3Flags, Cr4, Cr4Flags};
 use ::x86_64::structures::paging::mapper::{MapToError, OffsetPageTable};
 pub use ::x86_64::structures::paging::page_table::PageTableFlags as Flags;
 use ::x86_64::structures::paging::{
     FrameAllocator, Mapper, Page, PageSize, PageTable, PhysFrame, Size1GiB, Size2MiB, Size4KiB,
 };
 use ::x86_64::{PhysAddr, VirtAddr};
+
+use super::cpu::Features;
 
 /// Bytes of the smallest page.
 pub const PAGE: u64 = 4096;
@@ -148,6 +152,84 @@ impl AddressSpace {
     }
 }
 
+/// IA32_PAT as every processor has it: 0 to 3 as after a reset (WB, WT, UC-, UC), then WP and WC, which nothing uses before, so no
+/// mapping changes its kind. The same as Limine's.
+pub const MEMORY_TYPES: u64 = 0x0000_0105_0007_0406;
+const IA32_PAT: u32 = 0x277;
+
+/// Gives the attribute table the kernel's entries on this processor.
+///
+/// # Safety
+/// On each processor, before anything is mapped by the upper half.
+pub unsafe fn set_memory_types() {
+    // SAFETY: PAT is part of every processor in long mode; all eight types are valid ones.
+    unsafe { super::cpu::wrmsr(IA32_PAT, MEMORY_TYPES) };
+}
+
+/// This processor's attribute table, for the self-tests.
+pub fn memory_types() -> u64 {
+    // SAFETY: as above; reading it changes nothing.
+    unsafe { super::cpu::rdmsr(IA32_PAT) }
+}
+
+/// Makes this processor forget its translation of `address`: the global one, and that of the PCID in use. INVLPG.
+#[inline]
+pub fn flush(address: u64) {
+    ::x86_64::instructions::tlb::flush(VirtAddr::new_truncate(address));
+}
+
+/// Makes this processor forget what is not global, of the PCID in use: all of the user half.
+pub fn flush_user() {
+    // With PCIDs the read value has one in its low bits; bit 63, which would keep the translations, reads as zero.
+    let (root, low) = Cr3::read_raw();
+    // SAFETY: the tables in force, loaded again.
+    unsafe { Cr3::write_raw(root, low) };
+}
+
+/// Makes this processor forget all translations, the global ones and those of all PCIDs too.
+pub fn flush_everything(have: &Features) {
+    if have.invpcid {
+        // SAFETY: the instruction is there; forgetting is always allowed.
+        unsafe { flush_pcid(InvPcidCommand::All) };
+        return;
+    }
+    let value = Cr4::read();
+    if !value.contains(Cr4Flags::PAGE_GLOBAL) {
+        return flush_user();
+    }
+    // SAFETY: a change of PGE flushes everything, and nothing else depends on it; in between, translations are merely not kept.
+    unsafe {
+        Cr4::write(value - Cr4Flags::PAGE_GLOBAL);
+        Cr4::write(value);
+    }
+}
+
+/// Loads the tables at physical address `root`; what is cached that is not global is forgotten.
+///
+/// # Safety
+/// They map the kernel half as the present ones do, and live for as long as they are loaded. CR4.PCIDE is clear.
+#[inline]
+pub unsafe fn load(root: u64) {
+    // SAFETY: the caller's.
+    unsafe { Cr3::write(PhysFrame::containing_address(PhysAddr::new(root)), Cr3Flags::empty()) };
+}
+
+/// As [`load`], under `pcid`: what is cached under it is kept or forgotten, what is under others stays.
+///
+/// # Safety
+/// As [`load`], but CR4.PCIDE is set. `keep`: all that is cached under `pcid` is true of these tables.
+pub unsafe fn load_context(root: u64, pcid: Pcid, keep: bool) {
+    let root = PhysFrame::containing_address(PhysAddr::new(root));
+    // SAFETY: the caller's.
+    unsafe {
+        if keep {
+            Cr3::write_pcid_no_flush(root, pcid);
+        } else {
+            Cr3::write_pcid(root, pcid);
+        }
+    }
+}
+
 /// What an address is mapped to: physical address, and the leaf's flags narrowed by its parents' (write, user and execute
 /// rights hold only if every level grants them).
 pub fn translate(address: u64) -> Option<(u64, Flags)> {
@@ -176,6 +258,30 @@ pub fn translate(address: u64) -> Option<(u64, Flags)> {
             return Some((base + inside, rest | rights | no_execute));
         }
         table = entry & PHYSICAL;
+    }
+    None
+}
+
+/// The leaf of the 4 KiB page at `address` of the kernel half, whose tables are never given back; present or not.
+pub fn leaf(address: u64) -> Option<&'static AtomicU64> {
+    const PHYSICAL: u64 = 0x000F_FFFF_FFFF_F000;
+    if address >> 47 != 0x1_FFFF {
+        return None;
+    }
+    let mut table = Cr3::read().0.start_address().as_u64();
+    for level in (0..4).rev() {
+        let index = address >> (12 + 9 * level) & 511;
+        // SAFETY: page tables are memory that the HHDM maps; those of the kernel half stay.
+        let entry = unsafe { &*((hhdm() + table + index * 8) as *const AtomicU64) };
+        if level == 0 {
+            return Some(entry);
+        }
+        let value = entry.load(Ordering::Acquire);
+        let flags = Flags::from_bits_truncate(value);
+        if !flags.contains(Flags::PRESENT) || (level < 3 && flags.contains(Flags::HUGE_PAGE)) {
+            return None;
+        }
+        table = value & PHYSICAL;
     }
     None
 }

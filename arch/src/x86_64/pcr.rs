@@ -10,8 +10,9 @@
 
 use core::arch::asm;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
+use super::ring::{self, Ring};
 use super::{apic, cpu};
 use crate::vector;
 
@@ -26,6 +27,9 @@ pub const SENT_DISPATCH: u32 = 1 << 1;
 pub const REQUEST_APC: u32 = 1 << 2;
 /// Vector 0x1F was sent and not yet taken.
 pub const SENT_APC: u32 = 1 << 3;
+/// The processor halts, or is about to: the next interrupt calls [`Upcalls::wake`](crate::upcalls::Upcalls::wake) before its
+/// handler.
+pub const IDLE: u32 = 1 << 4;
 
 /// Processor control region. Fields that Kirql has no use for are padding at NT's width.
 #[repr(C, align(64))]
@@ -64,7 +68,12 @@ pub struct Pcr {
     pub apic_id: AtomicU32,
     /// Non-maskable interrupts taken.
     pub nmi_count: AtomicU32,
-    _pad_d4: [u8; 0x180 - 0xD4],
+    _pad_d4: u32,
+    /// Where this processor's DPC stack ends. Never changes.
+    dpc_stack: u64,
+    /// Where this processor's events are recorded (`crate::trace`).
+    pub(super) trace: AtomicPtr<Ring>,
+    _pad_e8: [u8; 0x180 - 0xE8],
 }
 
 /// The public head of KPRCB and what the interrupt stubs count in.
@@ -76,10 +85,8 @@ pub struct PrcbHead {
     _pad: [u8; 3],
     /// The running thread.
     pub current_thread: AtomicU64,
-    /// The thread that preempts it, if any.
-    pub next_thread: AtomicU64,
-    /// The idle thread.
-    pub idle_thread: AtomicU64,
+    _next_thread: u64,
+    _idle_thread: u64,
     _nesting: [u8; 4],
     /// Processor number.
     pub number: u32,
@@ -94,6 +101,10 @@ const _: () = assert!(size_of::<Pcr>() == PRCB, "drivers find the PRCB 0x180 beh
 const _: () = assert!(offset_of!(Pcr, self_address) == 0x18 && offset_of!(Pcr, current_prcb) == 0x20);
 const _: () = assert!(offset_of!(Pcr, idt_base) == 0x38 && offset_of!(Pcr, major_version) == 0x60);
 const _: () = assert!(offset_of!(Pcr, software) == 0xC0, "inside NT's HalReserved");
+const _: () = assert!(
+    offset_of!(Pcr, interrupt_depth) == offset_of!(Pcr, software) + 4,
+    "`request_dispatch` tests both words at once"
+);
 const _: () = assert!(PRCB + offset_of!(PrcbHead, legacy_number) == 0x184);
 const _: () = assert!(PRCB + offset_of!(PrcbHead, current_thread) == 0x188);
 const _: () = assert!(PRCB + offset_of!(PrcbHead, number) == 0x1A4);
@@ -101,14 +112,17 @@ const _: () = assert!(PRCB + offset_of!(PrcbHead, number) == 0x1A4);
 /// GS-relative offsets for the assembly of `trap`.
 pub(super) const GS_SOFTWARE: usize = offset_of!(Pcr, software);
 pub(super) const GS_DEPTH: usize = offset_of!(Pcr, interrupt_depth);
+pub(super) const GS_DPC_STACK: usize = offset_of!(Pcr, dpc_stack);
 pub(super) const GS_COUNTS: usize = PRCB + offset_of!(PrcbHead, interrupt_count);
+const GS_THREAD: usize = PRCB + offset_of!(PrcbHead, current_thread);
 const GS_NUMBER: usize = PRCB + offset_of!(PrcbHead, number);
+pub(super) const GS_TRACE: usize = offset_of!(Pcr, trace);
 const GS_SELF: usize = offset_of!(Pcr, self_address);
 const GS_PRCB: usize = offset_of!(Pcr, current_prcb);
 
 impl Pcr {
-    /// A region that describes no processor yet.
-    pub const fn new() -> Self {
+    /// A region that describes no processor yet, but for where its DPC stack ends.
+    pub const fn new(dpc_stack: u64) -> Self {
         Self {
             gdt_base: AtomicU64::new(0),
             tss_base: AtomicU64::new(0),
@@ -130,19 +144,16 @@ impl Pcr {
             nmi_active: AtomicU32::new(0),
             apic_id: AtomicU32::new(0),
             nmi_count: AtomicU32::new(0),
-            _pad_d4: [0; 0x180 - 0xD4],
+            _pad_d4: 0,
+            dpc_stack,
+            trace: AtomicPtr::new(ring::nowhere()),
+            _pad_e8: [0; 0x180 - 0xE8],
         }
     }
 
     /// The request word as another processor sees it: for reports only.
     pub fn software_requests(&self) -> u32 {
         self.software.load(Ordering::Relaxed)
-    }
-}
-
-impl Default for Pcr {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -154,8 +165,8 @@ impl PrcbHead {
             legacy_number: number as u8,
             _pad: [0; 3],
             current_thread: AtomicU64::new(0),
-            next_thread: AtomicU64::new(0),
-            idle_thread: AtomicU64::new(0),
+            _next_thread: 0,
+            _idle_thread: 0,
             _nesting: [0; 4],
             number,
             _rsp_base: 0,
@@ -206,10 +217,22 @@ pub fn number() -> u32 {
     gs_load!(GS_NUMBER, "0:e", u32)
 }
 
+/// The address of the running thread: one GS-relative load, so it is right whatever processor the thread is on.
+#[inline(always)]
+pub fn current_thread() -> *const () {
+    gs_load!(GS_THREAD, "0:r", u64) as *const ()
+}
+
 /// The address of this processor's PRCB: one GS-relative load.
 #[inline(always)]
 pub fn prcb() -> *const PrcbHead {
     gs_load!(GS_PRCB, "0:r", u64) as *const PrcbHead
+}
+
+/// Where its events are recorded.
+#[inline(always)]
+pub(super) fn trace() -> *mut Ring {
+    gs_load!(GS_TRACE, "0:r", u64) as *mut Ring
 }
 
 /// This processor's PCR.
@@ -232,15 +255,15 @@ pub(super) fn software() -> u32 {
 }
 
 #[inline(always)]
-pub(super) fn set_software(bits: u32) {
+pub(super) fn set_software<const BITS: u32>() {
     // SAFETY: I1, I2: one instruction on this processor's own word.
-    unsafe { asm!("or dword ptr gs:[{}], {:e}", const GS_SOFTWARE, in(reg) bits, options(nostack)) };
+    unsafe { asm!("or dword ptr gs:[{}], {}", const GS_SOFTWARE, const BITS, options(nostack)) };
 }
 
 #[inline(always)]
-pub(super) fn clear_software(bits: u32) {
-    // SAFETY: as in `set_software`.
-    unsafe { asm!("and dword ptr gs:[{}], {:e}", const GS_SOFTWARE, in(reg) !bits, options(nostack)) };
+pub(super) fn clear_software<const BITS: u32>() {
+    // SAFETY: as in `set_software`. The complement as a signed number is what the instruction can hold.
+    unsafe { asm!("and dword ptr gs:[{}], {}", const GS_SOFTWARE, const !BITS as i32, options(nostack)) };
 }
 
 /// Asks for DISPATCH-level work on this processor: it is done on the way out of the interrupt under way, else by vector
@@ -248,12 +271,80 @@ pub(super) fn clear_software(bits: u32) {
 ///
 /// # Safety
 /// The caller stays on this processor throughout: level at or above DISPATCH, or IF=0.
-#[inline]
+#[inline(always)]
 pub unsafe fn request_dispatch() {
-    set_software(REQUEST_DISPATCH);
-    if interrupt_depth() == 0 {
-        send_pending(REQUEST_DISPATCH, SENT_DISPATCH, vector::DISPATCH);
+    // The usual case outside of interrupts in one test: nothing is requested, and no handler is under way. An interrupt
+    // between the test and the request leaves both words as it found them, or its way out has done what this asks for.
+    // SAFETY: I1; the caller stays on this processor.
+    unsafe {
+        asm!("cmp qword ptr gs:[{}], 0", "jne {}", const GS_SOFTWARE,
+             label { return request_among_others() }, options(nostack));
     }
+    set_software::<{ REQUEST_DISPATCH | SENT_DISPATCH }>();
+    // SAFETY: the vector has its handler from the moment that interrupts are enabled.
+    unsafe { apic::send_self(vector::DISPATCH) };
+}
+
+/// The same in an interrupt's handler, whose exit looks.
+///
+/// # Safety
+/// The caller is in a handler.
+#[inline(always)]
+pub unsafe fn request_dispatch_at_exit() {
+    set_software::<REQUEST_DISPATCH>();
+}
+
+/// [`request_dispatch`], where something else is requested already, or a handler is under way, whose exit looks.
+#[inline(always)]
+fn request_among_others() {
+    set_software::<REQUEST_DISPATCH>();
+    if interrupt_depth() == 0 {
+        send_dispatch();
+    }
+}
+
+/// The self-IPI for DISPATCH, unless it is on its way.
+#[cold]
+#[inline(never)]
+pub(super) fn send_dispatch() {
+    send_pending::<REQUEST_DISPATCH, SENT_DISPATCH>(vector::DISPATCH);
+}
+
+/// The self-IPI for APCs, if one is asked for and not on its way.
+pub(super) fn send_apc() {
+    send_pending::<REQUEST_APC, SENT_APC>(vector::APC);
+}
+
+/// Vector 0x2F arrived, from here or from another processor, which can't write `software` (I2): it is a request by itself.
+#[inline(always)]
+pub(super) fn dispatch_arrived() {
+    set_software::<REQUEST_DISPATCH>();
+    clear_software::<SENT_DISPATCH>();
+}
+
+/// Likewise for vector 0x1F.
+#[inline(always)]
+pub(super) fn apc_arrived() {
+    set_software::<REQUEST_APC>();
+    clear_software::<SENT_APC>();
+}
+
+/// The next interrupt ends the idle time.
+///
+/// # Safety
+/// IF=0, and the caller halts next, which lets an interrupt in.
+#[inline(always)]
+pub unsafe fn set_idle() {
+    set_software::<IDLE>();
+}
+
+/// The idle time is over; true if it still was one. By the interrupt that ends it, or, after an NMI that ended only the
+/// halt, by the idle loop with IF=0.
+#[inline(always)]
+pub fn end_idle() -> bool {
+    let idle = software() & IDLE != 0;
+    clear_software::<IDLE>();
+    idle
 }
 
 /// As [`request_dispatch`], for kernel APCs and vector 0x1F.
@@ -262,17 +353,17 @@ pub unsafe fn request_dispatch() {
 /// As [`request_dispatch`].
 #[inline]
 pub unsafe fn request_apc() {
-    set_software(REQUEST_APC);
+    set_software::<REQUEST_APC>();
     if interrupt_depth() == 0 {
-        send_pending(REQUEST_APC, SENT_APC, vector::APC);
+        send_apc();
     }
 }
 
 /// Sends the self-IPI for a request unless it is on its way (I3).
 #[inline]
-pub(super) fn send_pending(request: u32, sent: u32, vector: u8) {
-    if software() & (request | sent) == request {
-        set_software(sent);
+pub(super) fn send_pending<const REQUEST: u32, const SENT: u32>(vector: u8) {
+    if software() & (REQUEST | SENT) == REQUEST {
+        set_software::<SENT>();
         // SAFETY: both vectors have handlers from the moment that interrupts are enabled.
         unsafe { apic::send_self(vector) };
     }

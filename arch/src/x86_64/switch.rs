@@ -17,6 +17,7 @@
 
 use core::arch::naked_asm;
 
+use super::pcr::GS_DPC_STACK;
 use crate::service::NothingInService;
 
 /// A suspended context: its stack pointer.
@@ -82,6 +83,25 @@ unsafe extern "sysv64" fn swap(from: *mut Context, to: *const Context) {
         "pop rbp",
         "ret",
         rsp = const core::mem::offset_of!(Context, rsp),
+    )
+}
+
+/// Calls `work` on this processor's DPC stack, and returns on the present one what it returns. RBP links the two, so that a
+/// backtrace crosses over. The way out of an interrupt does the same by itself (`trap`, step 4).
+///
+/// # Safety
+/// 1. This processor's DPC stack is mapped and empty, and nothing else uses it until this returns.
+/// 2. `work` neither switches contexts nor unwinds.
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn call_on_dpc_stack(work: extern "sysv64" fn() -> bool) -> bool {
+    naked_asm!(
+        "push rbp",
+        "mov rbp, rsp",
+        "mov rsp, gs:[{stack}]",
+        "call rdi",
+        "leave",
+        "ret",
+        stack = const GS_DPC_STACK,
     )
 }
 

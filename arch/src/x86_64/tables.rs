@@ -22,6 +22,10 @@ use super::trap;
 pub const KERNEL_CODE: u16 = 0x10;
 /// KGDT64_R0_DATA.
 pub const KERNEL_DATA: u16 = 0x18;
+/// KGDT64_R3_DATA, as ring 3 has it loaded.
+pub const USER_DATA: u16 = 0x28 | 3;
+/// KGDT64_R3_CODE.
+pub const USER_CODE: u16 = 0x30 | 3;
 /// KGDT64_SYS_TSS.
 pub const TSS: u16 = 0x40;
 
@@ -64,7 +68,8 @@ pub struct ProcessorTables {
     tss: UnsafeCell<TaskStateSegment>,
 }
 
-// SAFETY: written by `load` and `set_ist` on the owning processor before it takes interrupts, by its hardware afterwards.
+// SAFETY: written by `load` and `set_ist` on the owning processor before it takes interrupts, and by `set_kernel_stack` on it later;
+// of what others may call, `ist` reads what no longer changes.
 unsafe impl Sync for ProcessorTables {}
 
 impl ProcessorTables {
@@ -98,6 +103,16 @@ impl ProcessorTables {
     pub fn ist(&self, slot: Ist) -> u64 {
         // SAFETY: written at start only; a packed field is copied out.
         unsafe { (*self.tss.get()).interrupt_stack_table[slot as usize - 1] }.as_u64()
+    }
+
+    /// Names where the stack begins on which ring 3 is interrupted: the running thread's kernel stack, empty.
+    ///
+    /// # Safety
+    /// The tables are those of the processor that executes this, which stays on it. Until the next call, ring 3 runs here only
+    /// while nothing below `top` is in use on that stack.
+    pub unsafe fn set_kernel_stack(&self, top: u64) {
+        // SAFETY: the TSS is this processor's, which reads the field only on its way out of ring 3.
+        unsafe { (*self.tss.get()).privilege_stack_table[0] = VirtAddr::new(top) };
     }
 
     /// Loads GDT, TSS, IDT and the segment registers of this processor. GS base is undefined afterwards: `pcr::install`

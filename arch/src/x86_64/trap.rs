@@ -1,109 +1,47 @@
 //! The interrupt path, in the one order in which it is correct, and the exception entries.
 //!
 //! For a maskable vector v that hit code at level `old`:
-//!  1. gate (IF=0); the stub saves the volatile registers, `swapgs` if from ring 3, notes CR8 = `old`, sets CR8 = v >> 4
+//!  1. gate (IF=0); the stub saves the volatile registers, `swapgs` if from ring 3, notes CR8 = `old`, sets CR8 = v >> 4. If the
+//!     processor was idle, up-call `wake`
 //!  2. IF=1; the handler runs and returns `Retired`: the EOI is done
 //!  3. IF=0; fast way out if nothing is requested, or if this handler interrupted another (whose exit looks instead)
-//!  4. requested and `old` < DISPATCH: CR8=2, IF=1, up-call `dispatch`, IF=0; look again. `old` >= DISPATCH: self-IPI 0x2F,
-//!     which waits in IRR until CR8 falls
+//!  4. requested and `old` < DISPATCH: CR8=2, IF=1, up-call `retire` on the DPC stack and, if that asks for it, `dispatch` on the
+//!     interrupted one, IF=0; look again. `old` >= DISPATCH: self-IPI 0x2F, which waits in IRR until CR8 falls
 //!  5. the same for kernel APCs at `old` = PASSIVE, with CR8=1 and 0x1F
 //!  6. CR8 = `old`; restore; `iretq`
 //!
-//! Stacks:     maskable interrupts run on the interrupted kernel stack. One level takes [`InterruptFrame`] (144 bytes) plus its
-//!             handler's frames; at most one handler for each level 1–15 can be under way, so the worst case is twelve nested
-//!             handlers for IRQL 3–14 and one at 15. #DF, NMI, #MC and #DB have IST stacks.
+//! Stacks:     maskable interrupts run on the interrupted kernel stack, ring 3's on its thread's. The DPC stack is empty when step 4
+//!             begins: what interrupts its work finds DISPATCH and doesn't get there. One level takes [`InterruptFrame`] (144
+//!             bytes) plus its handler's frames; at most one handler for each level 1–15 can be under way, so the worst case is
+//!             twelve nested handlers for IRQL 3–14 and one at 15: 6 KiB of a stack's 32 in the checked build, as the self-test
+//!             `stack_use::nested_handlers_*` measures it. #DF, NMI, #MC and #DB have IST stacks.
 //! GS:         from ring 3 told by CS for maskable interrupts and ordinary exceptions. IST vectors can hit between a ring-3
 //!             entry and its `swapgs`, so they compare GS base with the PCR address stored at the top of their own stack
 //!             (`tables`, I2): not with its sign, which user code with FSGSBASE may choose.
-//! Frames:     RBP chains through every frame; where a return address would be stands the vector (a byte, sign-extended),
-//!             by which a backtrace knows which frame layout follows.
+//!             A fault of the `iretq` to ring 3 comes from ring 0 with the user's GS: told by its address.
+//! Flags:      DF and AC are cleared for every handler: a copy that runs backwards may be interrupted, and what interrupts a copy to
+//!             or from the user (`user`) has no right to the user's memory, nor may ring 3 give it.
+//! Frames:     `crate::frame`.
 //! Invariants: I1 a handler in `HANDLERS` is entered with CR8 = v >> 4, IF=1, its frame's address in RDI.
 //!             I2 on every way out CR8 and IF are what the frame was entered with.
+//!             I3 Rust code runs with GS base = this processor's PCR; ring 3 with what it had.
 //! Sources:    SDM vol. 3, "Task and Processor Priorities", "Exception- and Interrupt-Handler Procedures".
 
 use core::arch::{global_asm, naked_asm};
 use core::mem::{offset_of, size_of};
+use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::pcr::{
-    self, GS_COUNTS, GS_DEPTH, GS_SOFTWARE, REQUEST_APC, REQUEST_DISPATCH, SENT_APC, SENT_DISPATCH,
-};
+use super::pcr::{self, GS_COUNTS, GS_DEPTH, GS_DPC_STACK, GS_SOFTWARE, REQUEST_APC, REQUEST_DISPATCH};
+use super::user::clac;
 use super::{cpu, irql};
-use crate::service::{InService, NothingInService, Retired};
-use crate::{level, upcalls, vector};
+use crate::frame::from_rbp;
+pub use crate::frame::{InterruptFrame, Link, TrapFrame, unwind};
+use crate::service::{InService, Retired};
+use crate::trace::{Kind, event};
+use crate::upcalls::{self, Upcalls};
+use crate::{level, vector};
 
-/// What a maskable interrupt saves: the volatile registers, lowest address first.
-#[derive(Clone, Copy)]
-#[repr(C)]
-#[expect(missing_docs, reason = "registers")]
-pub struct InterruptFrame {
-    /// CR8 of the interrupted code.
-    pub irql: u64,
-    _align: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rax: u64,
-    pub rbp: u64,
-    /// Low byte: the vector.
-    pub vector: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
-}
-
-/// What an exception or NMI saves: every general register.
-#[derive(Clone, Copy)]
-#[repr(C)]
-#[expect(missing_docs, reason = "registers")]
-pub struct TrapFrame {
-    /// CR8 of the code that raised it.
-    pub irql: u64,
-    /// CR2 at entry; means something for #PF.
-    pub cr2: u64,
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub rbx: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rax: u64,
-    pub rbp: u64,
-    /// Low byte: the vector.
-    pub vector: u64,
-    /// The processor's error code, or zero.
-    pub error: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
-}
-
-// The stack is aligned to 16 by the processor before it pushes; both frames must keep that for the call that follows.
-const _: () = assert!(size_of::<InterruptFrame>().is_multiple_of(16));
-const _: () = assert!(size_of::<TrapFrame>().is_multiple_of(16));
-
-/// From RBP inside a frame to the fields behind it; the walker of backtraces uses the same.
-const FROM_RBP: usize = offset_of!(InterruptFrame, rbp);
-const VECTOR: usize = offset_of!(InterruptFrame, vector) - FROM_RBP;
-const TRAP_FROM_RBP: usize = offset_of!(TrapFrame, rbp);
-/// The word at the initial RSP of an IST stack: the PCR's address.
-const IST_PCR: usize = size_of::<TrapFrame>() - TRAP_FROM_RBP;
 const IA32_GS_BASE: u32 = 0xC000_0101;
 
 const REQUESTS: u32 = REQUEST_DISPATCH | REQUEST_APC;
@@ -153,29 +91,100 @@ unsafe extern "C" {
     safe static kirql_trap_stubs: [[u8; 16]; 256];
 }
 
+unsafe extern "C" {
+    safe static kirql_interrupt_entry_end: u8;
+    safe static kirql_exception_entry_end: u8;
+    safe static kirql_return_to_user_end: u8;
+}
+
+/// Where the code lies that runs between the processor's part and Rust's, but for that of the IST vectors: for self-tests, which
+/// interrupt it everywhere.
+pub fn entry_code() -> [Range<u64>; 3] {
+    let range = |entry: unsafe extern "sysv64" fn(), end: &'static u8| {
+        entry as usize as u64..core::ptr::from_ref(end) as u64
+    };
+    [
+        range(interrupt_entry, &kirql_interrupt_entry_end),
+        range(exception_entry, &kirql_exception_entry_end),
+        range(return_to_user, &kirql_return_to_user_end),
+    ]
+}
+
 /// The address of `vector`'s stub: for the IDT, and for self-tests that build a frame by hand.
 pub fn stub(vector: u8) -> u64 {
     core::ptr::from_ref(&kirql_trap_stubs[usize::from(vector)]) as u64
 }
 
-/// Steps 1–3 and 6. On entry, from RSP up: vector, then the processor's five words; IF=0.
+/// The volatile registers behind a saved RBP, as both frames have them.
+macro_rules! push_volatile {
+    () => {
+        "push rbp
+         mov rbp, rsp
+         push rax
+         push rcx
+         push rdx
+         push rsi
+         push rdi
+         push r8
+         push r9
+         push r10
+         push r11"
+    };
+}
+
+macro_rules! pop_volatile {
+    () => {
+        "pop r11
+         pop r10
+         pop r9
+         pop r8
+         pop rdi
+         pop rsi
+         pop rdx
+         pop rcx
+         pop rax
+         pop rbp"
+    };
+}
+
+/// The rest of a [`TrapFrame`]. Changes RAX.
+macro_rules! push_rest {
+    () => {
+        "push rbx
+         push r12
+         push r13
+         push r14
+         push r15
+         mov rax, cr2
+         push rax
+         mov rax, cr8
+         push rax"
+    };
+}
+
+macro_rules! pop_rest {
+    () => {
+        "pop rax
+         mov cr8, rax
+         pop rax
+         pop r15
+         pop r14
+         pop r13
+         pop r12
+         pop rbx"
+    };
+}
+
+/// Steps 1–4 and 6. On entry, from RSP up: vector, then the processor's five words; IF=0.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn interrupt_entry() {
     naked_asm!(
         "test byte ptr [rsp + 16], 3", // CS: the frame has no RBP yet
         "jnz 5f",
         "2:",
-        "push rbp",
-        "mov rbp, rsp",
-        "push rax",
-        "push rcx",
-        "push rdx",
-        "push rsi",
-        "push rdi",
-        "push r8",
-        "push r9",
-        "push r10",
-        "push r11",
+        push_volatile!(),
+        "cld",
+        clac!(),
         "mov rax, cr8",
         "movzx ecx, byte ptr [rbp + {vector}]",
         "push rax", // alignment
@@ -185,6 +194,14 @@ unsafe extern "sysv64" fn interrupt_entry() {
         "mov cr8, rax",
         "inc dword ptr gs:[{depth}]",
         "inc dword ptr gs:[{counts} + rcx * 4]",
+        "test byte ptr gs:[{software}], {idle}",
+        "jnz 7f",
+        "8:",
+        ".if {traced}",
+        "mov rdi, rsp",
+        "call {began}",
+        "movzx ecx, byte ptr [rbp + {vector}]",
+        ".endif",
         "mov rdi, rsp",
         "sti",
         "call qword ptr [{handlers} + rcx * 8]",
@@ -194,100 +211,140 @@ unsafe extern "sysv64" fn interrupt_entry() {
         "test byte ptr gs:[{software}], {requests}",
         "jnz 4f",
         "3:",
+        ".if {traced}",
+        "mov rdi, rsp",
+        "call {ends}",
+        ".endif",
         "pop rax",
         "mov cr8, rax",
         "pop rax",
-        "pop r11",
-        "pop r10",
-        "pop r9",
-        "pop r8",
-        "pop rdi",
-        "pop rsi",
-        "pop rdx",
-        "pop rcx",
-        "pop rax",
-        "pop rbp",
+        pop_volatile!(),
         "test byte ptr [rsp + 16], 3",
         "jnz 6f",
         "add rsp, 8",
         "iretq",
         "4:",
+        "cmp byte ptr [rsp], {dispatch_level}", // the interrupted level
+        "jae 23f",
+        "22:",
+        "test byte ptr gs:[{software}], {request_dispatch}",
+        "jz 23f",
+        "and dword ptr gs:[{software}], {all_but_dispatch}",
+        "mov eax, {dispatch_level}",
+        "mov cr8, rax",
+        "sti",
+        "mov rax, [{upcalls}]",
+        "mov rsp, gs:[{dpc_stack}]",
+        "call [rax + {retire}]",
+        "lea rsp, [rbp - {from_rbp}]",
+        "test al, al",
+        "jnz 25f",
+        "24:",
+        "cli",
+        "test byte ptr gs:[{software}], {requests}", // of the processor that the thread is on now
+        "jnz 22b",
+        "jmp 3b",
+        "23:",
         "mov rdi, [rsp]",
         "call {exit}",
+        "test al, al",
+        "jnz 24b",
         "jmp 3b",
+        "25:",
+        "mov rax, [{upcalls}]",
+        "call [rax + {dispatch}]",
+        "jmp 24b",
         "5:",
         "swapgs",
-        "cld",
         "jmp 2b",
         "6:",
         "add rsp, 8",
-        "swapgs", // IF=0: nothing maskable comes between here and iretq
-        "iretq",
-        vector = const VECTOR,
+        "jmp {return_to_user}",
+        "7:",
+        "call {woken}",
+        "movzx ecx, byte ptr [rbp + {vector}]",
+        "jmp 8b",
+        ".globl kirql_interrupt_entry_end",
+        "kirql_interrupt_entry_end:",
+        vector = const from_rbp::VECTOR,
+        idle = const pcr::IDLE,
+        woken = sym woken,
+        traced = const cfg!(feature = "trace") as u8,
+        began = sym began,
+        ends = sym ends,
         depth = const GS_DEPTH,
         counts = const GS_COUNTS,
         software = const GS_SOFTWARE,
         requests = const REQUESTS,
+        request_dispatch = const REQUEST_DISPATCH,
+        all_but_dispatch = const !REQUEST_DISPATCH as i32,
+        dispatch_level = const level::DISPATCH,
+        upcalls = sym upcalls::TABLE,
+        retire = const offset_of!(Upcalls, retire),
+        dpc_stack = const GS_DPC_STACK,
+        from_rbp = const from_rbp::INTERRUPT,
         handlers = sym HANDLERS,
         exit = sym interrupt_exit,
+        dispatch = const offset_of!(Upcalls, dispatch),
+        return_to_user = sym return_to_user,
+    )
+}
+
+/// The way back to ring 3 of all but the IST vectors. On entry, from RSP up: the processor's five words; IF=0, so that nothing
+/// maskable comes between the two instructions.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn return_to_user() {
+    naked_asm!(
+        "swapgs",
+        ".globl kirql_iretq_to_user",
+        "kirql_iretq_to_user:",
+        "iretq",
+        ".globl kirql_return_to_user_end",
+        "kirql_return_to_user_end:",
     )
 }
 
 /// Exceptions on the current stack. On entry, from RSP up: vector, error code, the processor's five words; IF=0.
+///
+/// The `iretq` to ring 3 faults if what it is to load is no ring-3 context. Such a frame is then made to say that
+/// [`return_to_user`] was about to begin, which is true of its stack and, once swapped, of GS.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn exception_entry() {
     naked_asm!(
-        "test byte ptr [rsp + 24], 3",
-        "jz 2f",
-        "swapgs",
-        "2:",
+        push_volatile!(),
+        push_rest!(),
         "cld",
-        "push rbp",
-        "mov rbp, rsp",
-        "push rax",
-        "push rcx",
-        "push rdx",
-        "push rsi",
-        "push rdi",
-        "push r8",
-        "push r9",
-        "push r10",
-        "push r11",
-        "push rbx",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "mov rax, cr2",
-        "push rax",
-        "mov rax, cr8",
-        "push rax",
+        clac!(),
+        "test byte ptr [rbp + {cs}], 3",
+        "jnz 4f",
+        "lea rax, [rip + kirql_iretq_to_user]",
+        "cmp rax, [rbp + {rip}]",
+        "je 5f",
+        "2:",
         "mov rdi, rsp",
         "call {handle}",
-        "pop rax",
-        "mov cr8, rax",
-        "pop rax",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop r11",
-        "pop r10",
-        "pop r9",
-        "pop r8",
-        "pop rdi",
-        "pop rsi",
-        "pop rdx",
-        "pop rcx",
-        "pop rax",
-        "pop rbp",
-        "test byte ptr [rsp + 24], 3",
-        "jz 3f",
-        "swapgs",
-        "3:",
+        pop_rest!(),
+        pop_volatile!(),
+        "test byte ptr [rsp + 24], 3", // of the frame as the handler left it
+        "jnz 6f",
         "add rsp, 16",
         "iretq",
+        "4:",
+        "swapgs",
+        "jmp 2b",
+        "5:",
+        "swapgs",
+        "lea rax, [rip + {return_to_user}]",
+        "mov [rbp + {rip}], rax",
+        "jmp 2b",
+        "6:",
+        "add rsp, 16",
+        "jmp {return_to_user}",
+        ".globl kirql_exception_entry_end",
+        "kirql_exception_entry_end:",
+        cs = const from_rbp::TRAP_CS,
+        rip = const from_rbp::TRAP_RIP,
+        return_to_user = sym return_to_user,
         handle = sym exception,
     )
 }
@@ -296,27 +353,10 @@ unsafe extern "sysv64" fn exception_entry() {
 #[unsafe(naked)]
 unsafe extern "sysv64" fn paranoid_entry() {
     naked_asm!(
+        push_volatile!(),
+        push_rest!(),
         "cld",
-        "push rbp",
-        "mov rbp, rsp",
-        "push rax",
-        "push rcx",
-        "push rdx",
-        "push rsi",
-        "push rdi",
-        "push r8",
-        "push r9",
-        "push r10",
-        "push r11",
-        "push rbx",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "mov rax, cr2",
-        "push rax",
-        "mov rax, cr8",
-        "push rax",
+        clac!(),
         "mov ecx, {gs_base}",
         "rdmsr",
         "shl rdx, 32",
@@ -333,78 +373,64 @@ unsafe extern "sysv64" fn paranoid_entry() {
         "jz 3f",
         "swapgs",
         "3:",
-        "pop rax",
-        "mov cr8, rax",
-        "pop rax",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop r11",
-        "pop r10",
-        "pop r9",
-        "pop r8",
-        "pop rdi",
-        "pop rsi",
-        "pop rdx",
-        "pop rcx",
-        "pop rax",
-        "pop rbp",
+        pop_rest!(),
+        pop_volatile!(),
         "add rsp, 16",
         "iretq",
         gs_base = const IA32_GS_BASE,
-        ist_pcr = const IST_PCR,
+        ist_pcr = const from_rbp::IST_PCR,
         handle = sym exception,
     )
 }
 
-/// Steps 4 and 5: something is requested and no other handler is under way here. IF=0 on entry and exit.
-extern "sysv64" fn interrupt_exit(interrupted: u64) {
-    let interrupted = interrupted as u8;
-    if interrupted >= level::DISPATCH {
-        pcr::send_pending(REQUEST_DISPATCH, SENT_DISPATCH, vector::DISPATCH);
-        pcr::send_pending(REQUEST_APC, SENT_APC, vector::APC);
-        return;
-    }
-    let Some(up) = upcalls::table() else { return };
-    loop {
-        let requested = pcr::software();
-        if requested & REQUEST_DISPATCH != 0 {
-            pcr::clear_software(REQUEST_DISPATCH);
-            // SAFETY: depth is zero and the interrupted level is below DISPATCH, so no handler is half-way here and every
-            //         EOI was done: each handler returned its `Retired`.
-            let nothing = unsafe { NothingInService::assume() };
-            at_level(level::DISPATCH, || (up.dispatch)(nothing));
-        } else if requested & REQUEST_APC != 0 {
-            if interrupted == level::APC {
-                pcr::send_pending(REQUEST_APC, SENT_APC, vector::APC);
-                return;
-            }
-            pcr::clear_software(REQUEST_APC);
-            at_level(level::APC, up.apc);
-        } else {
-            return;
-        }
+/// Recorded between steps 1 and 2. IF=0, the interrupt's level.
+extern "sysv64" fn began(frame: &InterruptFrame) {
+    #[cfg(feature = "trace")]
+    super::ring::interrupted(frame.rip);
+    event(Kind::Interrupt, (frame.vector & 0xFF) as u16, frame.rip, frame.irql);
+}
+
+/// Recorded before step 6. IF=0, the level of whatever came last.
+extern "sysv64" fn ends(frame: &InterruptFrame) {
+    event(Kind::InterruptExit, (frame.vector & 0xFF) as u16, frame.rip, frame.irql);
+}
+
+/// The rest of step 1 on a processor that was idle. IF=0, the interrupt's level.
+extern "sysv64" fn woken() {
+    pcr::end_idle();
+    if let Some(up) = upcalls::table() {
+        (up.wake)();
     }
 }
 
-/// Runs `work` at `level` with IF=1, and comes back with IF=0, perhaps on another processor.
-fn at_level(level: u8, work: impl FnOnce()) {
-    // SAFETY: on the way out of an interrupt: the frame's own CR8 is restored by step 6, and IF is set for the work's duration
-    //         as the design's steps 4 and 5 ask.
-    unsafe {
-        irql::set(level);
-        cpu::sti();
+/// The rest of step 4, and step 5: something is requested and no other handler is under way here, and it is not DISPATCH work
+/// that can be done at once. IF=0 on entry and exit. True: look again.
+extern "sysv64" fn interrupt_exit(interrupted: u64) -> bool {
+    let interrupted = interrupted as u8;
+    if interrupted >= level::DISPATCH {
+        pcr::send_dispatch();
     }
-    work();
-    // SAFETY: the rest of the way out needs IF=0.
-    unsafe { cpu::cli() };
+    if interrupted >= level::APC {
+        pcr::send_apc();
+        return false;
+    }
+    let Some(up) = upcalls::table() else { return false };
+    pcr::clear_software::<REQUEST_APC>();
+    // SAFETY: on the way out of an interrupt that hit code at PASSIVE: the frame's own CR8 is restored by step 6, and IF is set
+    //         for the work's duration as step 5 asks. The rest of the way out needs IF=0.
+    unsafe {
+        irql::set(level::APC);
+        cpu::sti();
+        (up.apc)();
+        cpu::cli();
+    }
+    true
 }
 
 /// All exceptions: NMIs apart, for which being nested is fatal, since the second overwrote the first one's frame.
 extern "sysv64" fn exception(frame: &mut TrapFrame) {
     const NMI: u64 = 2;
+    event(Kind::Exception, (frame.vector & 0xFF) as u16, frame.rip, frame.cr2);
     let Some(up) = upcalls::table() else { super::serial::last_words(frame.vector as u32) };
     if frame.vector != NMI {
         (up.exception)(frame);
@@ -417,6 +443,22 @@ extern "sysv64" fn exception(frame: &mut TrapFrame) {
     pcr.nmi_count.fetch_add(1, Ordering::Relaxed);
     (up.nmi)(frame);
     pcr.nmi_active.store(0, Ordering::Relaxed);
+}
+
+/// Runs `work` with interrupts on if they were when `frame` was made, and off again behind it, for the way out.
+///
+/// An exception's handler has IF=0 until it calls this: what is in CR2 is safe in the frame by then.
+pub fn interruptibly<R>(frame: &TrapFrame, work: impl FnOnce() -> R) -> R {
+    const IF: u64 = 1 << 9;
+    if frame.rflags & IF == 0 {
+        return work();
+    }
+    // SAFETY: the interrupted code could be interrupted, at the level that CR8 still has.
+    unsafe { cpu::sti() };
+    let result = work();
+    // SAFETY: IF is the frame's to restore; the way out wants it off.
+    unsafe { cpu::cli() };
+    result
 }
 
 /// Installs `handler` for `vector`. The closure captures nothing, so that the call is direct: one `call` from the stub.
@@ -443,6 +485,11 @@ where
     HANDLERS[usize::from(vector)].store(entry as usize, Ordering::Release);
 }
 
+/// The address of what `vector`'s stub calls: for reports.
+pub fn handler(vector: u8) -> u64 {
+    HANDLERS[usize::from(vector)].load(Ordering::Relaxed) as u64
+}
+
 /// Fills every vector from 31 up: `unexpected` first, then the two software interrupts, whose work is all on the way out.
 ///
 /// # Safety
@@ -458,11 +505,11 @@ where
     // SAFETY: both only note that the vector was taken, and end it.
     unsafe {
         set_handler(vector::DISPATCH, |_, service| {
-            pcr::clear_software(SENT_DISPATCH);
+            pcr::dispatch_arrived();
             service.end()
         });
         set_handler(vector::APC, |_, service| {
-            pcr::clear_software(SENT_APC);
+            pcr::apc_arrived();
             service.end()
         });
         // SAFETY of `without_eoi`: a spurious interrupt sets no in-service bit.
@@ -470,34 +517,5 @@ where
             core::mem::forget(service);
             Retired::without_eoi()
         });
-    }
-}
-
-/// One step of a backtrace: what stands behind a frame's saved RBP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
-    /// A call: the return address, and the caller's RBP.
-    Call(u64, u64),
-    /// An interrupt or exception: the interrupted RIP, RSP and RBP.
-    Trap(u64, u64, u64),
-}
-
-/// Decodes the frame at `rbp`, reading words through `read`, which refuses addresses that aren't mapped.
-pub fn unwind(rbp: u64, read: impl Fn(u64) -> Option<u64>) -> Option<Link> {
-    if rbp == 0 || !rbp.is_multiple_of(8) {
-        return None;
-    }
-    let word = |offset: usize| read(rbp.checked_add(offset as u64)?);
-    let saved = word(0)?;
-    let behind = word(8)?;
-    let marker = behind as i64;
-    if (0..31).contains(&marker) {
-        let at = |offset: usize| word(offset - TRAP_FROM_RBP);
-        Some(Link::Trap(at(offset_of!(TrapFrame, rip))?, at(offset_of!(TrapFrame, rsp))?, saved))
-    } else if (-128..128).contains(&marker) {
-        let at = |offset: usize| word(offset - FROM_RBP);
-        Some(Link::Trap(at(offset_of!(InterruptFrame, rip))?, at(offset_of!(InterruptFrame, rsp))?, saved))
-    } else {
-        Some(Link::Call(behind, saved))
     }
 }

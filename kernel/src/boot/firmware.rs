@@ -9,11 +9,12 @@ use acpi::madt::{Madt, MadtEntry};
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 
 use super::Refusal;
+use crate::ke::interrupt::wiring::Override;
 use crate::mm::early::EarlyPages;
 use crate::mm::space::KernelSpace;
 
 /// I/O APICs, ISA overrides and processors beyond these are not kept; more than 64 processors are not run either.
-const MAX_IO_APICS: usize = 8;
+pub(crate) const MAX_IO_APICS: usize = 8;
 const MAX_OVERRIDES: usize = 24;
 const MAX_PROCESSORS: usize = 256;
 
@@ -24,17 +25,6 @@ pub struct IoApicFacts {
     pub address: u32,
     /// The first global system interrupt that it takes.
     pub gsi_base: u32,
-}
-
-/// Where an ISA line really goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Override {
-    /// ISA IRQ.
-    pub isa: u8,
-    /// Global system interrupt.
-    pub gsi: u32,
-    /// MPS INTI flags: polarity in bits 0–1, trigger mode in bits 2–3.
-    pub flags: u16,
 }
 
 /// A list with a bound.

@@ -19,6 +19,7 @@ use limine::request::{
 };
 
 use super::Refusal;
+use crate::mm::early::EarlyPages;
 
 /// Stack that the loader gives each processor until the kernel's own.
 const LOADER_STACK: u64 = 64 * 1024;
@@ -52,7 +53,7 @@ requests! {
     ".limine_requests_end" END: RequestsEndMarker = RequestsEndMarker::new();
 }
 
-/// What the loader told. References live in loader-reclaimable memory, which nobody reclaims before they are copied.
+/// What the loader told. References live in loader-reclaimable memory until [`BootInfo::detach`] copies them.
 #[derive(Clone, Copy)]
 pub struct BootInfo {
     /// Base revision in force: 2 or 3.
@@ -109,6 +110,44 @@ impl BootInfo {
                 .map_or(("unknown loader", ""), |answer| (answer.name(), answer.version())),
             modules: MODULES.get_response().map_or(0, |answer| answer.modules().len()),
         })
+    }
+}
+
+impl BootInfo {
+    /// A copy that needs nothing of the loader's memory; it names no processors any more.
+    pub fn detach(&self, pages: &mut EarlyPages) -> Option<Self> {
+        let mut text = |text: &str| -> Option<&'static str> {
+            let copy = copied(text.as_bytes(), pages)?;
+            // SAFETY: the bytes of a `str`.
+            Some(unsafe { core::str::from_utf8_unchecked(copy) })
+        };
+        let command_line = text(self.command_line)?;
+        let loader = (text(self.loader.0)?, text(self.loader.1)?);
+        let count = self.memory_map.len();
+        let entries = pages.contiguous((count * (size_of::<Entry>() + size_of::<&Entry>())) as u64)?;
+        let entries = (arch::paging::hhdm() + entries) as *mut Entry;
+        // SAFETY: behind the entries, in the same pages, whose size allows for both; aligned, as entries are words.
+        let list = unsafe { entries.add(count) }.cast::<&'static Entry>();
+        for (at, entry) in self.memory_map.iter().enumerate() {
+            // SAFETY: 1. within the pages just taken, which are never given back. 2. an entry is plain data.
+            unsafe {
+                core::ptr::copy_nonoverlapping(*entry, entries.add(at), 1);
+                list.add(at).write(&*entries.add(at));
+            }
+        }
+        // SAFETY: all written just now.
+        let memory_map = unsafe { core::slice::from_raw_parts(list, count) };
+        Some(Self { memory_map, command_line, processors: &[], loader, ..*self })
+    }
+}
+
+/// The bytes in a page of their own, for good.
+fn copied(bytes: &[u8], pages: &mut EarlyPages) -> Option<&'static [u8]> {
+    let copy = (arch::paging::hhdm() + pages.contiguous(bytes.len().max(1) as u64)?) as *mut u8;
+    // SAFETY: fresh pages, large enough, never given back.
+    unsafe {
+        core::ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
+        Some(core::slice::from_raw_parts(copy, bytes.len()))
     }
 }
 

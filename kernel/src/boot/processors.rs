@@ -23,6 +23,7 @@ pub(super) fn prepare(
     info: &BootInfo,
     space: &mut KernelSpace,
     pages: &mut EarlyPages,
+    #[cfg(feature = "verifier")] rings: &mut crate::kd::trace::Rings,
 ) -> Result<(), Refusal> {
     let others = info.processors.iter().filter(|cpu| cpu.lapic_id != info.boot_apic_id);
     let root = space.root();
@@ -41,6 +42,9 @@ pub(super) fn prepare(
             place.write(Processor::new(number, cpu.lapic_id));
             &*place
         };
+        // SAFETY: it is parked; numbers ascend.
+        #[cfg(feature = "verifier")]
+        unsafe { rings.add(processor, pages) }.ok_or(Refusal::NoMemory)?;
         stacks::map(number, space, pages).map_err(|_| Refusal::NoMemory)?;
         let instructions = ProcessorStart {
             cr3: root,

@@ -8,21 +8,28 @@ use sync::irql::{Irql, Passive};
 
 use super::command_line::CommandLine;
 use super::firmware::Firmware;
-use super::limine::BootInfo;
+use super::limine::{BootInfo, Entry, EntryType};
 use super::{Refusal, processors};
+use crate::kd;
 use crate::kd::log::{self, LogLevel};
+#[cfg(feature = "verifier")]
+use crate::kd::trace::Rings;
 use crate::ke::prcb::{self, Processor};
-use crate::ke::{bugcheck, clock, freeze, trap, vectors};
+#[cfg(feature = "verifier")]
+use crate::ke::wait::chain;
+use crate::ke::{
+    apc, bugcheck, clock, dispatch, freeze, idle, interrupt, shared_data, thread, tick, trap, vectors,
+    watchdog,
+};
 use crate::mm::early::EarlyPages;
 use crate::mm::space::KernelSpace;
 use crate::mm::stacks::{self, Kind};
+use crate::mm::{paged, physical, process, system_pte};
 
 /// What an image runs once the machine is up.
 pub struct Image {
-    /// On the boot processor, when all others are online; its outcome ends the run.
+    /// The first thread, when all processors are online; its outcome ends the run.
     pub main: fn(at: &mut Irql<Passive>) -> Outcome,
-    /// On every other processor, as soon as it is online.
-    pub processor: fn(at: &mut Irql<Passive>) -> !,
 }
 
 /// What bring-up learnt.
@@ -35,11 +42,13 @@ pub struct Facts {
     pub firmware: Firmware,
     /// Measured clocks.
     pub rates: arch::clock::Rates,
-    /// Bytes of memory that bring-up used.
+    /// Bytes of memory that bring-up used, the PFN database included.
     pub early_bytes: u64,
+    /// Processors that stay in the loader's code.
+    pub parked: usize,
 }
 
-// SAFETY: everything inside is constant after `start` stored it; the loader's lists hold atomics that nobody uses any more.
+// SAFETY: everything inside is constant after `start` stored it.
 unsafe impl Sync for Facts {}
 // SAFETY: as above.
 unsafe impl Send for Facts {}
@@ -67,11 +76,13 @@ static EARLY_STACK: EarlyStack = EarlyStack(core::cell::UnsafeCell::new([0; 16 *
 
 static UPCALLS: arch::upcalls::Upcalls = arch::upcalls::Upcalls {
     bugcheck: bugcheck::raw,
+    place: bugcheck::place,
     exception: trap::exception,
     nmi: freeze::nmi,
-    // Nothing queues DPCs or APCs yet, so a request that arrives has nothing behind it.
-    dispatch: |_| {},
-    apc: || {},
+    retire: dispatch::retire,
+    dispatch: dispatch::run,
+    apc: apc::deliver_at_exit,
+    wake: tick::wake,
 };
 
 /// The image's entry: never returns to the loader.
@@ -126,6 +137,12 @@ fn bring_up() -> Result<(), Refusal> {
     let mut space =
         KernelSpace::build(&info, features.gib_pages, &mut pages).map_err(|_| Refusal::NoMemory)?;
     stacks::map(0, &mut space, &mut pages).map_err(|_| Refusal::NoMemory)?;
+    shared_data::map(&mut space, &mut pages).map_err(|_| Refusal::NoMemory)?;
+    if features.smap {
+        let (physical, linked) = info.image;
+        // SAFETY: 1. this is the only processor. 2. the loader's tables are in force, whose HHDM maps the image to be written.
+        unsafe { arch::user::use_smap(|place| (info.hhdm + physical + (place - linked)) as *mut u8) };
+    }
     // SAFETY: the loader's stack and answers are in memory that the HHDM maps.
     unsafe { space.activate() };
 
@@ -133,23 +150,57 @@ fn bring_up() -> Result<(), Refusal> {
     unsafe { complete(&BOOT_PROCESSOR) };
     // SAFETY: interrupts off, x2APIC on, nobody else uses the timers.
     let rates = unsafe { arch::clock::calibrate() }.map_err(Refusal::Clock)?;
-    clock::set_rates(rates);
+    clock::set_rates(rates, features.tsc_deadline, info.unix_seconds);
 
     let command_line = CommandLine::new(info.command_line);
     match command_line.value("loglevel").map(|name| (name, LogLevel::parse(name))) {
-        Some((_, Some(level))) => log::set_level(level),
+        Some((_, Some(level))) => _ = log::set_level(level),
         Some((name, None)) => crate::warn!("loglevel={name}: not one of error, warn, info, debug"),
         None => {}
     }
+    kd::init(&command_line);
+    set_watchdog(&command_line);
+    if let Err(text) = crate::mm::pool::special::choose_by(&command_line) {
+        crate::warn!("special={text}: neither all nor a pool tag");
+    }
+    #[cfg(feature = "verifier")]
+    if command_line.has("trim") {
+        paged::trimming::begin();
+    }
     let firmware = Firmware::read(info.rsdp, &mut space, &mut pages)?;
-    mask_io_apics(&firmware, &mut space, &mut pages)?;
+    interrupt::lines::init(&firmware, &mut space, &mut pages)?;
     let has_started = |&id: &u32| info.processors.iter().any(|cpu| cpu.lapic_id == id);
     if let Some(&missing) = firmware.processors.as_slice().iter().find(|id| !has_started(id)) {
         return Err(Refusal::ProcessorMissing(missing));
     }
+    #[cfg(feature = "verifier")]
+    {
+        let mut rings = Rings::new(&command_line, space.root(), &mut pages).ok_or(Refusal::NoMemory)?;
+        // SAFETY: this is processor 0, with IF=0.
+        unsafe { rings.add(&BOOT_PROCESSOR, &mut pages) }.ok_or(Refusal::NoMemory)?;
+        processors::prepare(&info, &mut space, &mut pages, &mut rings)?;
+        rings.publish();
+    }
+    #[cfg(not(feature = "verifier"))]
     processors::prepare(&info, &mut space, &mut pages)?;
-    let facts = Facts { info, features, firmware, rates, early_bytes: pages.used() };
-    summarize(&facts, pages.left());
+    let parked = info.processors.len().saturating_sub(prcb::MAX_PROCESSORS);
+    // What is kept of the loader's answers; its memory is given back.
+    let kept = info.detach(&mut pages).ok_or(Refusal::NoMemory)?;
+    // SAFETY: CR8 is 0 since `apic::enable`; no other token of this processor exists.
+    let (early_bytes, free) = unsafe {
+        Irql::<Passive>::with(|at| {
+            let used =
+                physical::start(info.memory_map, &mut space, pages, at).map_err(|_| Refusal::NoMemory)?;
+            let root = space.root();
+            system_pte::start(space, at).map_err(|_| Refusal::NoMemory)?;
+            process::here::start(root, at);
+            paged::start(at).map_err(|_| Refusal::NoMemory)?;
+            Ok((used, physical::available(at)))
+        })
+    }?;
+    let facts = Facts { info: kept, features, firmware, rates, early_bytes, parked };
+    summarize(&facts, u64::from(free) * arch::paging::PAGE);
+    shared_data::describe(prcb::count(), &features, pages_of_memory(facts.info.memory_map));
     FACTS.call_once(|| facts);
     BOOT_PROCESSOR.prcb().set_online();
     processors::start_all(&info)?;
@@ -157,23 +208,41 @@ fn bring_up() -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Every line of every I/O APIC is masked until a driver connects to it.
-fn mask_io_apics(
-    firmware: &Firmware,
-    space: &mut KernelSpace,
-    pages: &mut EarlyPages,
-) -> Result<(), Refusal> {
-    for chip in firmware.io_apics.as_slice() {
-        let address = space.map_device(chip.address.into(), 0x20, pages).map_err(|_| Refusal::NoMemory)?;
-        // SAFETY: the registers of an I/O APIC, mapped uncached for good; this is the only handle to them for now.
-        unsafe {
-            let mut chip = arch::ioapic::IoApic::new(address);
-            for line in 0..=chip.max_table_entry() {
-                chip.disable_irq(line);
-            }
+/// `dpc_timeout=` and `dpc_watchdog=`: milliseconds for one DPC, and for one stay at DISPATCH; checked build, `wait_limit=`: for a wait
+/// before it is told of. 0 is no limit. Under a debugger there is none whatever they say: who stands at a breakpoint is not slow.
+fn set_watchdog(line: &CommandLine<'_>) {
+    let limit = |name: &str| match line.number(name) {
+        Some(Ok(milliseconds)) => Some(milliseconds),
+        Some(Err(text)) => {
+            crate::warn!("{name}={text}: not a number of milliseconds");
+            None
+        }
+        None => None,
+    };
+    let debugged = |limit| if kd::is_debugger_enabled() { Some(0) } else { limit };
+    let total = debugged(limit("dpc_watchdog"));
+    watchdog::Limits::set(debugged(limit("dpc_timeout")), total);
+    #[cfg(feature = "verifier")]
+    {
+        sync::irql::set_dispatch_limit(total.unwrap_or(watchdog::TOTAL_MILLISECONDS), clock::tsc_hz() / 1000);
+        if let Some(milliseconds) = debugged(limit("wait_limit")) {
+            chain::set_limit(milliseconds);
         }
     }
-    Ok(())
+}
+
+/// Pages that are memory, whoever has them.
+fn pages_of_memory(map: &[&Entry]) -> u64 {
+    let is_memory = |entry: &&&Entry| {
+        [
+            EntryType::USABLE,
+            EntryType::BOOTLOADER_RECLAIMABLE,
+            EntryType::EXECUTABLE_AND_MODULES,
+            EntryType::ACPI_RECLAIMABLE,
+        ]
+        .contains(&entry.entry_type)
+    };
+    map.iter().filter(is_memory).map(|entry| entry.length / arch::paging::PAGE).sum()
 }
 
 fn summarize(facts: &Facts, left: u64) {
@@ -216,6 +285,7 @@ pub(super) unsafe fn complete(processor: &'static Processor) {
     // SAFETY: as the caller promised. GS is set right behind the load, which clears it.
     unsafe {
         control::establish(FEATURES.wait());
+        arch::paging::set_memory_types();
         processors::set_exception_stacks(processor);
         processor.tables().load();
         arch::pcr::install(processor.pcr());
@@ -224,18 +294,68 @@ pub(super) unsafe fn complete(processor: &'static Processor) {
         }
     }
     processor.prcb().set_apic_id(arch::apic::id());
+    // SAFETY: once for this processor, before it takes interrupts.
+    unsafe { thread::become_idle(processor.prcb()) };
 }
 
-/// The boot processor on its own stack.
+/// The boot processor on its own stack, which is its idle thread's from here on; the image's main is the first thread.
 extern "sysv64" fn run_boot_processor() -> ! {
     // SAFETY: CR8 is 0 since `apic::enable`; no other token of this processor exists.
-    let outcome = unsafe {
+    unsafe {
         Irql::<Passive>::with(|at| {
+            tick::start();
             arch::cpu::sti();
-            (IMAGE.wait().main)(at)
+            reclaim_loader(at);
+            if dispatch::start_dpc_threads(at)
+                .and_then(|()| thread::start_first(run_main, at).map(drop))
+                .is_err()
+            {
+                Refusal::NoMemory.report();
+            }
+            idle::run(at)
         })
+    }
+}
+
+/// The first thread.
+fn run_main(at: &mut Irql<Passive>, _: usize) {
+    if crate::ex::work::start(at).is_err() {
+        Refusal::NoMemory.report();
+    }
+    #[cfg(feature = "verifier")]
+    choose_failures(&CommandLine::new(facts().info.command_line));
+    arch::exit::leave((IMAGE.wait().main)(at))
+}
+
+/// `fail_at=` and `fail_one_in=` with `seed=`: allocations that fail on purpose.
+#[cfg(feature = "verifier")]
+fn choose_failures(line: &CommandLine<'_>) {
+    let number = |name: &str| match line.number(name) {
+        Some(Ok(number)) => number,
+        Some(Err(text)) => {
+            crate::warn!("{name}={text}: not a number");
+            0
+        }
+        None => 0,
     };
-    arch::exit::leave(outcome)
+    if let n @ 1.. = number("fail_at") {
+        crate::mm::inject::fail_nth(n);
+    } else if let n @ 1.. = number("fail_one_in") {
+        crate::mm::inject::fail_one_in(n, number("seed"));
+    }
+}
+
+/// Nothing of the loader's is in use any more: its stacks were left, its page tables, descriptor tables and answers replaced. Not
+/// so if processors beyond the kernel's limit are still parked in its code.
+fn reclaim_loader(at: &mut Irql<Passive>) {
+    if facts().parked > 0 {
+        return;
+    }
+    // SAFETY: 1. all processors are online, so each is on its own stack under the kernel's tables, this one too. 2. `detach`
+    //         copied what is kept of the answers, the map included.
+    let pages = unsafe { physical::reclaim_loader(facts().info.memory_map, at) };
+    process::here::add_memory(pages);
+    crate::debug!("memory: {} KiB of the loader's reclaimed", pages * 4);
 }
 
 /// Another processor on its own stack, online.
@@ -243,8 +363,9 @@ pub(super) fn run_processor(_processor: &'static Processor) -> ! {
     // SAFETY: as above.
     unsafe {
         Irql::<Passive>::with(|at| {
+            tick::start();
             arch::cpu::sti();
-            (IMAGE.wait().processor)(at)
+            idle::run(at)
         })
     }
 }

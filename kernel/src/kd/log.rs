@@ -48,9 +48,14 @@ static LOST: AtomicUsize = AtomicUsize::new(0);
 /// A bugcheck has the port.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Lines that matter less than `level` are dropped from now on.
-pub fn set_level(level: LogLevel) {
-    LEVEL.store(level as u8, Ordering::Relaxed);
+/// Lines that matter less than `level` are dropped from now on. What it was before.
+pub fn set_level(level: LogLevel) -> LogLevel {
+    match LEVEL.swap(level as u8, Ordering::Relaxed) {
+        0 => LogLevel::Error,
+        1 => LogLevel::Warn,
+        2 => LogLevel::Info,
+        _ => LogLevel::Debug,
+    }
 }
 
 /// Lines lost to a full ring since start.

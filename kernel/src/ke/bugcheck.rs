@@ -33,6 +33,8 @@ macro_rules! stop_codes {
 }
 
 stop_codes! {
+    /// An APC's routine that returned in another region than it was called in: its address, regions before and after, 5.
+    ApcIndexMismatch = 0x01, "APC_INDEX_MISMATCH";
     /// A raise to a lower level: levels in parameters 1 and 2.
     IrqlNotGreaterOrEqual = 0x09, "IRQL_NOT_GREATER_OR_EQUAL";
     /// A fault at or above DISPATCH (address, IRQL, 0 read / 1 write / 8 execute, RIP), or a lower to a higher level.
@@ -43,6 +45,8 @@ stop_codes! {
     SpinLockAlreadyOwned = 0x0F, "SPIN_LOCK_ALREADY_OWNED";
     /// A spin lock released that nobody held.
     SpinLockNotOwned = 0x10, "SPIN_LOCK_NOT_OWNED";
+    /// A mutex released by a thread that doesn't hold it: mutex, owner, place.
+    ThreadNotMutexOwner = 0x11, "THREAD_NOT_MUTEX_OWNER";
     /// A vector without a handler: the vector.
     TrapCauseUnknown = 0x12, "TRAP_CAUSE_UNKNOWN";
     /// Damage in a pool block.
@@ -51,12 +55,16 @@ stop_codes! {
     MemoryManagement = 0x1A, "MEMORY_MANAGEMENT";
     /// An exception without a handler: NTSTATUS, RIP, error code, vector. A panic: 0xE0000001, location.
     KmodeExceptionNotHandled = 0x1E, "KMODE_EXCEPTION_NOT_HANDLED";
+    /// A thread that ends in a critical or guarded region: the thread, the regions, its routine.
+    KernelApcPendingDuringExit = 0x20, "KERNEL_APC_PENDING_DURING_EXIT";
     /// An IRP out of stack locations.
     NoMoreIrpStackLocations = 0x35, "NO_MORE_IRP_STACK_LOCATIONS";
     /// An IRP completed twice.
     MultipleIrpCompleteRequests = 0x44, "MULTIPLE_IRP_COMPLETE_REQUESTS";
     /// IRQL above PASSIVE at the end of a system service.
     IrqlGtZeroAtSystemService = 0x4A, "IRQL_GT_ZERO_AT_SYSTEM_SERVICE";
+    /// A page's state and what is done with it contradict each other: page number, status word, counts, owner.
+    PfnListCorrupt = 0x4E, "PFN_LIST_CORRUPT";
     /// A fault on an address that is never paged: address, 0 read / 1 write / 8 execute, RIP.
     PageFaultInNonpagedArea = 0x50, "PAGE_FAULT_IN_NONPAGED_AREA";
     /// An exception in a system thread.
@@ -67,24 +75,56 @@ stop_codes! {
     NmiHardwareFailure = 0x80, "NMI_HARDWARE_FAILURE";
     /// #MC.
     MachineCheckException = 0x9C, "MACHINE_CHECK_EXCEPTION";
-    /// A context switch at or above DISPATCH.
+    /// A context switch at or above DISPATCH; parameter 4 = 1: work of DISPATCH with a
+    /// vector (parameter 1) in service; 2: a wait in a threaded DPC; 3: a switch at
+    /// level (parameter 1), with IF (2), with a vector in service (3, plus one).
     AttemptedSwitchFromDpc = 0xB8, "ATTEMPTED_SWITCH_FROM_DPC";
     /// A write to read-only memory: address, error code, RIP.
     AttemptedWriteToReadonlyMemory = 0xBE, "ATTEMPTED_WRITE_TO_READONLY_MEMORY";
+    /// A mutex acquired again by its owner: mutex, owner, place.
+    MutexAlreadyOwned = 0xBF, "MUTEX_ALREADY_OWNED";
     /// Misuse of the pool.
     BadPoolCaller = 0xC2, "BAD_POOL_CALLER";
-    /// A routine that returned at another level: level found, level expected, culprit.
+    /// The checked build found what would deadlock (0x1001): the lock, the acquire, the one that made another order; a thread in two
+    /// places (0x2001 to 0x2004): the thread, and what says `sched::verify`; a wait that nobody ended (0x2005): the thread, the object.
+    DriverVerifierDetectedViolation = 0xC4, "DRIVER_VERIFIER_DETECTED_VIOLATION";
+    /// A routine that returned at another level: level found, level expected, its address, its kind ([`RoutineKind`]; else
+    /// parameter 3 is the place in the source that found it).
     IrqlUnexpectedValue = 0xC8, "IRQL_UNEXPECTED_VALUE";
     /// A fault at or above DISPATCH in a driver.
     DriverIrqlNotLessOrEqual = 0xD1, "DRIVER_IRQL_NOT_LESS_OR_EQUAL";
     /// Asked for.
     ManuallyInitiatedCrash = 0xE2, "MANUALLY_INITIATED_CRASH";
+    /// A resource released, or converted, by a thread that doesn't own it so: resource, thread.
+    ResourceNotOwned = 0xE3, "RESOURCE_NOT_OWNED";
+    /// An interrupt that can't be quieted: vector, passes over its chain.
+    HardwareInterruptStorm = 0xF2, "HARDWARE_INTERRUPT_STORM";
     /// Execution of no-execute memory: address, error code, RIP.
     AttemptedExecuteOfNoexecuteMemory = 0xFC, "ATTEMPTED_EXECUTE_OF_NOEXECUTE_MEMORY";
-    /// Too long at or above DISPATCH.
+    /// Too long at DISPATCH: 0 one DPC, 1 all of a stay; milliseconds, limit, the address of the DPC's routine.
     DpcWatchdogViolation = 0x133, "DPC_WATCHDOG_VIOLATION";
 }
 
+/// What a routine was that returned at another level, for IRQL_UNEXPECTED_VALUE's fourth parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum RoutineKind {
+    /// An ordinary DPC.
+    Dpc = 1,
+    /// A threaded DPC.
+    ThreadedDpc = 2,
+    /// An interrupt service routine.
+    Isr = 3,
+    /// A thread's.
+    Thread = 4,
+    /// An APC's.
+    Apc = 5,
+    /// A work item's.
+    WorkItem = 6,
+}
+
+#[cfg(target_os = "none")]
+pub(crate) use report::place;
 #[cfg(target_os = "none")]
 pub use report::{bugcheck, is_under_way, raw, register_callback, with_frame};
 
@@ -94,6 +134,7 @@ mod report {
     use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
     use arch::exit::Outcome;
+    use arch::trace::{Kind, event};
     use arch::trap::TrapFrame;
 
     use super::super::{backtrace, clock, freeze, prcb, trap};
@@ -144,6 +185,12 @@ mod report {
         stop(code, parameters, None)
     }
 
+    /// What a parameter of the next bugcheck means, where that is a place in the source: a line of the log, as the report that
+    /// comes after may be another processor's.
+    pub(crate) fn place(number: u32, place: &'static core::panic::Location<'static>) {
+        crate::error!("bugcheck parameter {number}: {}:{}", place.file(), place.line());
+    }
+
     /// The same for an exception: the report shows its registers.
     #[cold]
     pub fn with_frame(code: StopCode, parameters: [u64; 4], frame: &TrapFrame) -> ! {
@@ -157,6 +204,7 @@ mod report {
             arch::cpu::cli();
             arch::irql::set(arch::level::HIGH);
         }
+        event(Kind::Bugcheck, 0, code.into(), parameters[0]);
         let me = if arch::pcr::installed() { arch::pcr::number() } else { 0 };
         match OWNER.compare_exchange(NOBODY, me, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => {}
@@ -226,6 +274,14 @@ mod report {
         if let Some((processor, kind)) = frame.and_then(trap::overflown_stack) {
             writeln!(Port, "    the {kind:?} stack of processor {processor} ran over")?;
         }
+        if let Some(thread) = frame.and_then(trap::overflown_thread) {
+            writeln!(
+                Port,
+                "    the stack of thread {} ({}) ran over",
+                thread.number(),
+                thread.name().as_str()
+            )?;
+        }
         if at_large != 0 {
             writeln!(Port, "    {at_large} processors did not stop")?;
         }
@@ -233,7 +289,8 @@ mod report {
         match frame {
             Some(frame) => dump(frame)?,
             None => {
-                let (rip, rbp) = here_registers();
+                let (rip, rsp, rbp) = here_registers();
+                writeln!(Port, "    rsp {rsp:016x} rbp {rbp:016x}")?;
                 trace(rip, rbp)?;
             }
         }
@@ -265,13 +322,13 @@ mod report {
     }
 
     #[inline(always)]
-    fn here_registers() -> (u64, u64) {
-        let (rip, rbp): (u64, u64);
-        // SAFETY: reads two registers.
+    fn here_registers() -> (u64, u64, u64) {
+        let (rip, rsp, rbp): (u64, u64, u64);
+        // SAFETY: reads three registers.
         unsafe {
-            core::arch::asm!("lea {}, [rip]", "mov {}, rbp", out(reg) rip, out(reg) rbp, options(nomem, nostack, preserves_flags));
+            core::arch::asm!("lea {}, [rip]", "mov {}, rsp", "mov {}, rbp", out(reg) rip, out(reg) rsp, out(reg) rbp, options(nomem, nostack, preserves_flags));
         }
-        (rip, rbp)
+        (rip, rsp, rbp)
     }
 
     fn dump(frame: &TrapFrame) -> fmt::Result {

@@ -6,6 +6,8 @@
 //! Called by:  bugcheck.rs (freeze), the self-tests (an NMI that does nothing).
 //! IRQL:       any. The NMI handler takes no lock and does not fault.
 
+#[cfg(feature = "verifier")]
+use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering;
 
 use arch::trap::TrapFrame;
@@ -24,6 +26,29 @@ pub fn send_nmi(target: &Processor) {
     unsafe { arch::apic::send_nmi(target.prcb().apic_id()) };
 }
 
+/// Sees every announced NMI: for self-tests that want to know what they hit. Takes no lock, does not fault.
+#[cfg(feature = "verifier")]
+pub type Witness = fn(&TrapFrame);
+
+#[cfg(feature = "verifier")]
+static WITNESS: AtomicUsize = AtomicUsize::new(0);
+
+/// Installs a witness. Checked build: the release image has no such door.
+#[cfg(feature = "verifier")]
+pub fn set_witness(witness: Option<Witness>) {
+    WITNESS.store(witness.map_or(0, |witness| witness as usize), Ordering::Release);
+}
+
+#[cfg(feature = "verifier")]
+fn show(frame: &TrapFrame) {
+    let address = WITNESS.load(Ordering::Acquire);
+    // SAFETY: only `set_witness` stores here, and only a `Witness`.
+    let witness = (address != 0).then(|| unsafe { core::mem::transmute::<usize, Witness>(address) });
+    if let Some(witness) = witness {
+        witness(frame);
+    }
+}
+
 /// The NMI handler.
 pub(crate) fn nmi(frame: &mut TrapFrame) {
     let here = prcb::get(arch::pcr::number());
@@ -39,6 +64,8 @@ pub(crate) fn nmi(frame: &mut TrapFrame) {
             frame,
         );
     }
+    #[cfg(feature = "verifier")]
+    show(frame);
 }
 
 /// This processor shows where it is and stops for good.

@@ -1,29 +1,63 @@
-//! What a processor does when it has nothing to do.
+//! What a processor does when it has nothing to do: its idle thread.
+//!
+//! An idle processor takes no clock interrupt but for its timers, and gives the shared clock to one that is busy. The interrupt
+//! that ends the halt makes it busy again before its handler runs (`arch::trap`, step 1). Before it halts it has looked for a thread that waits
+//! for another processor, after it had said that it is idle (`sync::idle_set`).
 //!
 //! IRQL: PASSIVE, so that every vector ends the halt; a HLT at DISPATCH would sleep through 0x2F.
 
-use sync::irql::{Irql, Passive};
+use arch::service::NothingInService;
+use sync::irql::{Dispatch, Irql, Passive};
 
-/// Halts between interrupts, for ever.
-pub fn run(at: &mut Irql<Passive>) -> ! {
+use super::prcb::Prcb;
+use super::{sched, thread, tick};
+
+/// Halts between interrupts, for ever: in the context that the processor booted in.
+pub(crate) fn run(at: &mut Irql<Passive>) -> ! {
     loop {
-        until(at, || false);
+        if thread::is_anything_gone() {
+            thread::collect_gone(at);
+        }
+        if look_for_work(at) {
+            continue;
+        }
+        // SAFETY: set again below on both ways.
+        unsafe { arch::cpu::cli() };
+        // With IF=0: what is given to this processor from here on interrupts it, and the interrupt ends the halt.
+        if !is_idle(at) {
+            // SAFETY: as it was.
+            unsafe { arch::cpu::sti() };
+            continue;
+        }
+        tick::go_idle();
+        // SAFETY: IF=0 since before the look; an interrupt of either kind ends the halt, a maskable one the idle time, too.
+        unsafe {
+            arch::pcr::set_idle();
+            arch::cpu::sti_hlt();
+            arch::cpu::cli();
+            if arch::pcr::end_idle() {
+                tick::wake();
+            }
+            arch::cpu::sti();
+        }
     }
 }
 
-/// Halts between interrupts until `ready` says so. The look is made with IF=0, so an interrupt that makes it true afterwards
-/// ends the halt: nothing is slept through.
-pub fn until(at: &mut Irql<Passive>, ready: impl Fn() -> bool) {
-    loop {
-        at.check();
-        // SAFETY: set again below on both ways.
-        unsafe { arch::cpu::cli() };
-        if ready() {
-            // SAFETY: as it was.
-            unsafe { arch::cpu::sti() };
-            return;
-        }
-        // SAFETY: IF=0 since before the look.
-        unsafe { arch::cpu::sti_hlt() };
+/// Looks at all queues. True: something was found, and has run if it was for this processor.
+fn look_for_work(at: &mut Irql<Passive>) -> bool {
+    let mut at = at.raise::<Dispatch>();
+    let (here, at) = Prcb::here(&mut at);
+    let found = sched::go_idle_look(here, at);
+    if found {
+        // SAFETY: the idle thread, raised from PASSIVE: no handler is half-way here.
+        sched::look(unsafe { NothingInService::assume() }, at);
     }
+    found
+}
+
+/// Has nobody given this processor anything since its look?
+fn is_idle(at: &mut Irql<Passive>) -> bool {
+    let mut at = at.raise::<Dispatch>();
+    let (here, _) = Prcb::here(&mut at);
+    sched::may_halt(here)
 }

@@ -12,7 +12,7 @@ pub use sync::ipi::Mailbox;
 use super::prcb;
 
 /// The registered processors, as `sync::ipi` sees them.
-struct Registered;
+pub(crate) struct Registered;
 
 // SAFETY: a mailbox is a field of the one `Processor` registered under its number, which never changes (prcb.rs, I1, I2), and
 // `arch::cpu::number()` is read from the PRCB of the same block.
@@ -30,24 +30,43 @@ unsafe impl sync::ipi::Processors for Registered {
 
     #[inline]
     fn interrupt(&self, targets: u64) {
-        let mut left = targets;
-        while left != 0 {
-            let number = left.trailing_zeros();
-            left &= left - 1;
-            if let Some(processor) = prcb::get(number) {
-                // SAFETY: the vector's handler is in place before any processor is registered.
-                unsafe { arch::apic::send(processor.prcb().apic_id(), vector::IPI) };
+        if targets & (targets - 1) != 0 {
+            return interrupt_clusters(targets);
+        }
+        if let Some(processor) = prcb::get(targets.trailing_zeros()) {
+            // SAFETY: the vector's handler is in place before any processor is registered.
+            unsafe { arch::apic::send(processor.prcb().apic_id(), vector::IPI) };
+        }
+    }
+}
+
+/// One interrupt command for each cluster of the APICs, of up to sixteen processors.
+#[inline(never)]
+fn interrupt_clusters(targets: u64) {
+    let mut left = targets;
+    while left != 0 {
+        let mut together = prcb::logical_id(left.trailing_zeros());
+        left &= left - 1;
+        let mut others = left;
+        while others != 0 {
+            let other = prcb::logical_id(others.trailing_zeros());
+            let bit = others & others.wrapping_neg();
+            others ^= bit;
+            if (together ^ other) >> 16 == 0 {
+                together |= other;
+                left ^= bit;
             }
         }
+        // SAFETY: as in `interrupt`.
+        unsafe { arch::apic::send_logical(together, vector::IPI) };
     }
 }
 
 /// Every processor that is online.
 #[doc(alias = "KeQueryActiveProcessors")]
+#[inline]
 pub fn online() -> u64 {
-    prcb::all()
-        .filter(|processor| processor.prcb().state() == prcb::State::Online)
-        .fold(0, |set, processor| set | 1 << processor.prcb().number())
+    prcb::online()
 }
 
 /// Runs `function` at IPI on each processor in `targets` (bit n: processor n, this one included) and returns when all have.

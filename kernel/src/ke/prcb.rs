@@ -13,9 +13,15 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use arch::entry::ProcessorStart;
 use arch::pcr::{Pcr, PrcbHead};
 use arch::tables::ProcessorTables;
+use crossbeam_utils::CachePadded;
 use sync::irql::{AtLeastDispatch, Irql};
+use sync::shootdown::Sleep;
 
+use super::event::{Event, EventKind};
 use super::ipi::Mailbox;
+use super::thread::{self, Thread};
+use super::{dpc, sched, tick, timer};
+use crate::mm::stacks::{self, Kind};
 
 /// As many as NT puts into one group: an affinity is one word.
 pub const MAX_PROCESSORS: usize = 64;
@@ -44,8 +50,26 @@ pub struct Prcb {
     pub(super) frozen_in: AtomicU64,
     /// A bugcheck of this processor that lost to another's: stop code plus one.
     pub(super) also_failed: AtomicU64,
+    /// Looks at DISPATCH that others asked this processor for; any writes.
+    pub(super) looks_asked: AtomicU32,
     /// Requests from other processors and this one's own packet.
     pub(super) mailbox: Mailbox,
+    /// Whether it halts, and owes a flush: any processor writes; `crate::mm::shootdown`.
+    pub sleep: CachePadded<Sleep>,
+    /// Queued DPCs: any processor writes, under the queues' locks.
+    pub(super) dpc: CachePadded<dpc::PerProcessor>,
+    /// What the clock is armed for: own processor writes.
+    pub(super) tick: CachePadded<tick::PerProcessor>,
+    /// Ready threads, and what runs: `sched`.
+    pub(super) sched: CachePadded<sched::PerProcessor>,
+    /// Wakes the thread for threaded DPCs.
+    pub(super) dpc_wanted: Event,
+    /// Threads without a use, for the next ones.
+    pub(super) thread_cache: thread::Cache,
+    /// Armed timers: any processor writes, under the table's lock.
+    pub(super) timers: CachePadded<timer::Table>,
+    /// This processor's part of memory; `crate::mm`.
+    pub(crate) memory: crate::mm::local::Local,
 }
 
 /// A processor's memory: what GS points at, and the tables that its hardware reads.
@@ -57,8 +81,8 @@ pub struct Processor {
     start: UnsafeCell<Option<ProcessorStart>>,
 }
 
-// SAFETY: all but `start` is atomics or constant; `start` is written once by the boot processor before this one runs, and read
-// by this one only (I1).
+// SAFETY: all but `memory` and `start` is atomics or constant; of another processor's `memory`, mm touches atomics only; `start` is
+// written once by the boot processor before this one runs, and read by this one only (I1).
 unsafe impl Sync for Processor {}
 
 const _: () = assert!(offset_of!(Processor, prcb) == 0x180, "GS + 0x180 is the PRCB");
@@ -68,7 +92,7 @@ impl Processor {
     /// Number `number` with APIC id `apic_id`, which for the boot processor is learnt later.
     pub const fn new(number: u32, apic_id: u32) -> Self {
         Self {
-            pcr: Pcr::new(),
+            pcr: Pcr::new(stacks::top(number, Kind::Dpc)),
             prcb: Prcb {
                 head: PrcbHead::new(number),
                 apic_id: AtomicU32::new(apic_id),
@@ -76,7 +100,16 @@ impl Processor {
                 nmi_announced: AtomicU32::new(0),
                 frozen_in: AtomicU64::new(0),
                 also_failed: AtomicU64::new(0),
+                looks_asked: AtomicU32::new(0),
                 mailbox: Mailbox::new(),
+                sleep: CachePadded::new(Sleep::new()),
+                dpc: CachePadded::new(dpc::PerProcessor::new()),
+                tick: CachePadded::new(tick::PerProcessor::new()),
+                sched: CachePadded::new(sched::PerProcessor::new(number)),
+                dpc_wanted: Event::new(EventKind::Synchronization, false),
+                thread_cache: thread::Cache::new(),
+                timers: CachePadded::new(timer::Table::new()),
+                memory: crate::mm::local::Local::new(),
             },
             tables: ProcessorTables::new(),
             start: UnsafeCell::new(None),
@@ -149,7 +182,9 @@ impl Prcb {
 
     /// This processor is complete; Release, so that whoever sees it sees what came before.
     pub(crate) fn set_online(&self) {
+        LOGICAL[self.number() as usize].store(arch::apic::logical(self.apic_id()), Ordering::Release);
         self.state.store(State::Online as u8, Ordering::Release);
+        ONLINE.fetch_or(1 << self.number(), Ordering::Release);
     }
 
     /// Interrupts taken at `vector`.
@@ -157,15 +192,45 @@ impl Prcb {
         self.head.interrupt_count[usize::from(vector)].load(Ordering::Relaxed)
     }
 
+    /// Looks at DISPATCH that other processors asked this one for: an inter-processor interrupt each.
+    pub fn looks_asked(&self) -> u32 {
+        self.looks_asked.load(Ordering::Relaxed)
+    }
+
     /// The running thread, for reports.
     pub fn current_thread(&self) -> u64 {
         self.head.current_thread.load(Ordering::Relaxed)
+    }
+
+    /// By its own processor, in a switch: under `PrcbLock`, or before it takes interrupts.
+    #[inline(always)]
+    pub(super) fn set_current_thread(&self, thread: &Thread) {
+        self.head.current_thread.store(core::ptr::from_ref(thread) as u64, Ordering::Relaxed);
+    }
+
+    /// What it runs; `None`: idle.
+    ///
+    /// # Safety
+    /// Its `PrcbLock` is held, for as long as what is returned is used.
+    pub(super) unsafe fn running(&self) -> Option<&sched::Schedulable> {
+        let running = self.current_thread() as *const Thread;
+        // SAFETY: under the lock no switch takes place, so what runs stays; from the start it is the idle thread at least.
+        (!core::ptr::eq(running, &self.sched.idle)).then(|| unsafe { &*running }.scheduling())
+    }
+
+    /// The scheduler's part, to look at.
+    pub fn scheduling(&self) -> &sched::PerProcessor {
+        &self.sched
     }
 }
 
 static REGISTRY: [AtomicPtr<Processor>; MAX_PROCESSORS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_PROCESSORS];
 static COUNT: AtomicU32 = AtomicU32::new(0);
+/// The APICs' logical ids, by number, of those that are online: for interrupts to several at once.
+static LOGICAL: [AtomicU32; MAX_PROCESSORS] = [const { AtomicU32::new(0) }; MAX_PROCESSORS];
+/// Bit n: processor n is online.
+static ONLINE: AtomicU64 = AtomicU64::new(0);
 
 /// Adds the next processor (I2): boot processor only.
 pub(crate) fn register(processor: &'static Processor) {
@@ -180,11 +245,33 @@ pub fn count() -> u32 {
     COUNT.load(Ordering::Acquire)
 }
 
+/// Those that are online, as a mask.
+#[inline]
+pub(super) fn online() -> u64 {
+    ONLINE.load(Ordering::Acquire)
+}
+
+/// The logical APIC id of processor `number`, which is online.
+#[inline(always)]
+pub(super) fn logical_id(number: u32) -> u32 {
+    LOGICAL[number as usize % MAX_PROCESSORS].load(Ordering::Relaxed)
+}
+
 /// Processor `number`, if there is one.
 #[inline]
 pub fn get(number: u32) -> Option<&'static Processor> {
     // SAFETY: only `register` stores here, and only `'static` references (I1).
     unsafe { REGISTRY.get(number as usize)?.load(Ordering::Acquire).as_ref() }
+}
+
+/// Processor `number`.
+///
+/// # Safety
+/// A processor of that number is registered.
+#[inline(always)]
+pub(super) unsafe fn get_unchecked(number: u32) -> &'static Processor {
+    // SAFETY: the caller's, and as in `get`.
+    unsafe { &*REGISTRY.get_unchecked(number as usize).load(Ordering::Acquire) }
 }
 
 /// All of them, by number.

@@ -11,6 +11,8 @@ use crate::boot::limine::{Entry, EntryType};
 /// More usable ranges than this are left to the memory manager.
 const MAX_RANGES: usize = 64;
 const ONE_MIB: u64 = 1 << 20;
+/// The lowest page that is ever handed out.
+pub const FIRST_PAGE: u32 = (ONE_MIB / PAGE) as u32;
 
 /// A range of usable physical memory: `next..end` is left.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +53,35 @@ impl EarlyPages {
         // SAFETY: usable memory that nobody else was given (I1), mapped by the HHDM.
         unsafe { core::ptr::write_bytes((hhdm() + page) as *mut u8, 0, bytes as usize) };
         Some(page)
+    }
+
+    /// The same from the end of memory, aligned to `align`, and not zeroed: memory that devices reach is kept for them.
+    pub fn contiguous_high(&mut self, bytes: u64, align: u64) -> Option<u64> {
+        let bytes = bytes.next_multiple_of(PAGE);
+        let start = |range: &Range| {
+            let start = range.end.checked_sub(bytes)? / align * align;
+            (start >= range.next).then_some(start)
+        };
+        let at = (0..self.count).rev().find(|&at| start(&self.ranges[at]).is_some())?;
+        let page = start(&self.ranges[at])?;
+        let behind = Range { next: page + bytes, end: self.ranges[at].end };
+        if behind.next < behind.end {
+            // What the alignment leaves behind goes on as a range of its own, if there is room for one.
+            if self.count == MAX_RANGES {
+                return None;
+            }
+            self.ranges.copy_within(at + 1..self.count, at + 2);
+            self.ranges[at + 1] = behind;
+            self.count += 1;
+        }
+        self.ranges[at].end = page;
+        self.used += bytes;
+        Some(page)
+    }
+
+    /// What was not handed out, as `start..end`, ascending: the allocator ends here.
+    pub fn rest(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.ranges[..self.count].iter().map(|range| (range.next, range.end))
     }
 
     /// Bytes handed out.

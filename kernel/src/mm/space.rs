@@ -160,3 +160,9 @@ impl KernelSpace {
         unsafe { self.tables.activate() };
     }
 }
+
+/// Whether reading `address` would not fault now.
+#[doc(alias = "MmIsAddressValid")]
+pub fn is_address_valid(address: u64) -> bool {
+    paging::translate(address).is_some()
+}

@@ -16,7 +16,7 @@ const SLOT: u64 = 64 * 1024;
 /// What a stack is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The processor's first thread, later its idle thread.
+    /// The processor's idle thread.
     Kernel,
     /// #DF.
     DoubleFault,
@@ -26,17 +26,21 @@ pub enum Kind {
     MachineCheck,
     /// #DB.
     Debug,
+    /// DPCs, and what interrupts them.
+    Dpc,
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [Kind::Kernel, Kind::DoubleFault, Kind::Nmi, Kind::MachineCheck, Kind::Debug];
+    /// All of them.
+    pub const ALL: [Kind; 6] =
+        [Kind::Kernel, Kind::DoubleFault, Kind::Nmi, Kind::MachineCheck, Kind::Debug, Kind::Dpc];
     const COUNT: u64 = Self::ALL.len() as u64;
 
     /// Mapped bytes. NT's kernel stack on x64 is 24 KiB; this one also carries the twelve nested handlers that `arch::trap`
     /// allows, and the report of a bugcheck.
     pub const fn bytes(self) -> u64 {
         match self {
-            Kind::Kernel => 32 * 1024,
+            Kind::Kernel | Kind::Dpc => 32 * 1024,
             _ => 16 * 1024,
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! A lost hand-over leaves a waiter spinning for ever, which loom reports as too many branches; a node that is touched after
 //! its owner left is reported as an access to a dropped object.
-//! Bound: two threads with two sections each, three with one each; at most two preemptions.
+//! Bound: two threads with two sections each, any number of idle looks; three with one each, eight idle looks; at most three
+//! preemptions, two for the order of arrival and for the node that is used again.
 #![cfg(loom)]
 
 use core::pin::pin;
 use loom::sync::Arc;
 use loom::thread;
-use models::{explore, on_processor};
+use models::{explore, explore_looks, on_processor};
 use sync::QueuedLock;
 use sync::irql::{Passive, PrcbLock};
 use sync::queued::Node;
@@ -35,12 +36,12 @@ fn processors_add(others: u32, rounds: usize) {
 
 #[test]
 fn two_processors_exclude_each_other_twice() {
-    explore(Some(2), || processors_add(1, 2));
+    explore(Some(3), || processors_add(1, 2));
 }
 
 #[test]
 fn three_processors_exclude_each_other() {
-    explore(Some(2), || processors_add(2, 1));
+    explore_looks(Some(3), 8, || processors_add(2, 1));
 }
 
 /// Processor 2 starts only when processor 1 stands in the queue, so it must come after it.

@@ -1,1 +1,5 @@
 //! Property tests: random operations against a reference model of a few lines. A file under `tests/` is one subject.
+
+pub mod arena;
+pub mod process_machine;
+pub mod process_rules;

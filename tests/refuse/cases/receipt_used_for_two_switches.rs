@@ -1,8 +1,13 @@
 //! A receipt allows one switch.
 use arch::service::{NothingInService, Retired};
 
-pub fn f(retired: Retired<'_>) -> Option<NothingInService> {
-    #[cfg(refused)]
-    drop(NothingInService::after(retired, 0));
-    NothingInService::after(retired, 0)
+/// # Safety
+/// This interrupt hit code at PASSIVE.
+pub unsafe fn f(retired: Retired<'_>) -> Option<NothingInService> {
+    // SAFETY: the caller's.
+    unsafe {
+        #[cfg(refused)]
+        drop(NothingInService::after(retired, 0));
+        NothingInService::after(retired, 0)
+    }
 }

@@ -3,27 +3,39 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::{apic, pcr, vector};
+use kernel::ke::interrupt;
 use kernel::ke::prcb::Prcb;
 use sync::irql::{Dispatch, High, Irql, Passive};
 
 use crate::runner::{Result, Test, check, equal};
+use crate::user_stub;
 
 pub(crate) const TESTS: &[Test] = &[
     ("interrupts::masking_matrix", masking_matrix),
     ("interrupts::nested_to_the_highest_level", nested),
+    ("interrupts::registers_survive", registers_survive),
     ("interrupts::spurious_needs_no_eoi", spurious),
     ("interrupts::dispatch_requested_while_raised_waits_for_the_level", dispatch_waits),
     ("interrupts::dispatch_requested_by_an_interrupt_is_not_lost", dispatch_from_interrupt),
 ];
 
-/// One vector of each class from 2 up that nothing else uses.
-fn test_vector(class: u8) -> u8 {
+/// One vector of each class from 2 up that nothing else uses: no connection is given one, see [`reserve`].
+pub(crate) fn test_vector(class: u8) -> u8 {
     class << 4 | 8
+}
+
+/// Takes the device vectors among them out of what connections are given, before the first test.
+pub(crate) fn reserve(at: &mut Irql<Passive>) {
+    for class in 3..=11 {
+        assert!(interrupt::reserve(test_vector(class), at), "a test's vector is taken");
+    }
 }
 
 static TAKEN: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
 /// Times that a handler found CR8 other than its vector's class, or its vector not in service.
 static WRONG: AtomicU32 = AtomicU32::new(0);
+
+static FLAGS_SET: AtomicU32 = AtomicU32::new(0);
 
 fn taken(class: u8) -> u32 {
     TAKEN[usize::from(class)].load(Ordering::Relaxed)
@@ -80,6 +92,7 @@ fn masking_matrix(at: &mut Irql<Passive>) -> Result {
 fn nested(at: &mut Irql<Passive>) -> Result {
     static DEEPEST: AtomicU32 = AtomicU32::new(0);
     static FALLING: AtomicU32 = AtomicU32::new(0);
+    static SERVED: AtomicU32 = AtomicU32::new(0);
     at.check();
     for class in 3..16 {
         // SAFETY: as in `install_counters`.
@@ -92,17 +105,117 @@ fn nested(at: &mut Irql<Passive>) -> Result {
                 }
                 // The nested one came and went at its own level; this one's is back.
                 FALLING.fetch_add(u32::from(arch::irql::current() == class), Ordering::Relaxed);
+                // It ended itself alone.
+                let served = apic::bit(&apic::in_service(), test_vector(class));
+                SERVED.fetch_add(u32::from(served), Ordering::Relaxed);
                 service.end()
             });
         }
     }
     DEEPEST.store(0, Ordering::Relaxed);
     FALLING.store(0, Ordering::Relaxed);
+    SERVED.store(0, Ordering::Relaxed);
     // SAFETY: the vector has its handler.
     unsafe { apic::send_self(test_vector(3)) };
     equal(DEEPEST.load(Ordering::Relaxed).into(), 13, "handlers under way at once")?;
     equal(FALLING.load(Ordering::Relaxed).into(), 13, "handlers that found their own level again")?;
+    equal(SERVED.load(Ordering::Relaxed).into(), 13, "handlers still in service after the one above")?;
     equal(pcr::interrupt_depth().into(), 0, "handlers under way afterwards")
+}
+
+/// Every general register and the flags have a value of their own while an interrupt comes and goes: once by the short way out,
+/// once by the one that does DISPATCH work. A handler finds DF clear, although a copy that runs backwards may be interrupted.
+fn registers_survive(at: &mut Irql<Passive>) -> Result {
+    at.check();
+    FLAGS_SET.store(0, Ordering::Relaxed);
+    fn note_flags() {
+        FLAGS_SET.fetch_add((!user_stub::flags_are_right()).into(), Ordering::Relaxed);
+    }
+    // SAFETY: as in `install_counters`; a handler stays on its processor.
+    unsafe {
+        arch::trap::set_handler(test_vector(7), |_, service| {
+            note_flags();
+            service.end()
+        });
+        arch::trap::set_handler(test_vector(8), |_, service| {
+            note_flags();
+            pcr::request_dispatch();
+            service.end()
+        });
+    }
+    for class in [7, 8] {
+        let mut found = [0_u64; 16];
+        // SAFETY: 1. the vector has its handler. 2. RBX and RBP are put back, the others are declared changed, and what is pushed is
+        //         popped or dropped. `found` takes fifteen registers and the flags.
+        unsafe {
+            core::arch::asm!(
+                "push rbx",
+                "push rbp",
+                "push rdi",
+                // RAX, RCX and RDX have the values that send the interrupt.
+                "xor edx, edx",
+                "mov ecx, 0x83F",
+                "mov ebx, 0x1111",
+                "mov ebp, 0x2222",
+                "mov esi, 0x3333",
+                "mov edi, 0x4444",
+                "mov r8d, 0x8888",
+                "mov r9d, 0x9999",
+                "mov r10d, 0xAAAA",
+                "mov r11d, 0xBBBB",
+                "mov r12d, 0xCCCC",
+                "mov r13d, 0xDDDD",
+                "mov r14d, 0xEEEE",
+                "mov r15d, 0xFFFF",
+                "stc",
+                "std",
+                "wrmsr",
+                // It is taken by here.
+                "nop",
+                "nop",
+                "pushfq",
+                "cld",
+                "push rdi",
+                "mov rdi, [rsp + 16]",
+                "mov [rdi], rax",
+                "mov [rdi + 8], rcx",
+                "mov [rdi + 16], rdx",
+                "mov [rdi + 24], rbx",
+                "mov [rdi + 32], rbp",
+                "mov [rdi + 40], rsi",
+                "mov [rdi + 56], r8",
+                "mov [rdi + 64], r9",
+                "mov [rdi + 72], r10",
+                "mov [rdi + 80], r11",
+                "mov [rdi + 88], r12",
+                "mov [rdi + 96], r13",
+                "mov [rdi + 104], r14",
+                "mov [rdi + 112], r15",
+                "pop rax",
+                "mov [rdi + 48], rax",
+                "pop rax",
+                "mov [rdi + 120], rax",
+                "pop rdi",
+                "pop rbp",
+                "pop rbx",
+                in("rdi") found.as_mut_ptr(),
+                inout("rax") u64::from(test_vector(class)) => _,
+                out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+                out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            );
+        }
+        let vector = u64::from(test_vector(class));
+        let wanted = [
+            vector, 0x83F, 0, 0x1111, 0x2222, 0x3333, 0x4444, 0x8888, 0x9999, 0xAAAA, 0xBBBB, 0xCCCC, 0xDDDD,
+            0xEEEE, 0xFFFF,
+        ];
+        for (&found, wanted) in found.iter().zip(wanted) {
+            equal(found, wanted, "a register")?;
+        }
+        // Carry, IF and DF set.
+        equal(found[15] & 0x601, 0x601, "the flags")?;
+    }
+    equal(FLAGS_SET.load(Ordering::Relaxed).into(), 0, "handlers that found DF set")
 }
 
 fn spurious(at: &mut Irql<Passive>) -> Result {

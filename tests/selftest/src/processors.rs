@@ -3,12 +3,13 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arch::cpu::control;
+use arch::extended;
 use arch::tables::Ist;
 use kernel::boot::facts;
 use kernel::ke::prcb::{self, Prcb};
-use kernel::ke::{freeze, ipi};
+use kernel::ke::{freeze, ipi, thread};
 use kernel::mm::stacks::{self, Kind};
-use sync::irql::{Dispatch, Irql, Passive};
+use sync::irql::{Dispatch, Ipi, Irql, Passive};
 
 use crate::everywhere;
 use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
@@ -32,10 +33,11 @@ fn each_has_its_own(at: &mut Irql<Passive>) -> Result {
     ipi::call(
         ipi::online(),
         &|at| {
-            let (here, _) = Prcb::here(at);
+            let (here, at) = Prcb::here(at);
             let number = here.number();
             SEEN.fetch_or(1 << number, Ordering::Relaxed);
-            if !is_own(number, here.apic_id()) {
+            let apic_id = here.apic_id();
+            if !is_own(number, apic_id, at) {
                 WRONG.fetch_or(1 << number, Ordering::Relaxed);
             }
         },
@@ -51,14 +53,16 @@ fn each_has_its_own(at: &mut Irql<Passive>) -> Result {
 }
 
 /// On processor `number`: everything that it uses is its own.
-fn is_own(number: u32, apic_id: u32) -> bool {
+fn is_own(number: u32, apic_id: u32, at: &mut Irql<Ipi>) -> bool {
     let Some(processor) = prcb::get(number) else { return false };
     let stack_pointer: u64;
     // SAFETY: reads RSP.
     unsafe {
         core::arch::asm!("mov {}, rsp", out(reg) stack_pointer, options(nomem, nostack, preserves_flags))
     };
-    let on_own_stack = stacks::owner(stack_pointer, prcb::count()) == Some((number, Kind::Kernel, false));
+    // Its idle thread's, or that of the thread that it runs.
+    let on_own_stack = stacks::owner(stack_pointer, prcb::count()) == Some((number, Kind::Kernel, false))
+        || thread::current(at).stack().is_some_and(|(bottom, top)| (bottom..top).contains(&stack_pointer));
     let own_ist = Ist::ALL.into_iter().all(|slot| {
         stacks::owner(processor.tables().ist(slot), prcb::count())
             == Some((number, Kind::of_ist(slot), false))
@@ -75,11 +79,12 @@ fn control_registers(at: &mut Irql<Passive>) -> Result {
         ipi::online(),
         &|_| {
             let same = arch::cpu::Features::read() == features && control::cr4() == wanted;
+            let same = same && extended::enabled() == extended::layout().components;
             WRONG.fetch_or(u64::from(!same) << arch::cpu::number(), Ordering::Relaxed);
         },
         at,
     );
-    equal(WRONG.load(Ordering::Relaxed), 0, "processors with other features or another CR4")
+    equal(WRONG.load(Ordering::Relaxed), 0, "processors with other features, another CR4 or XCR0")
 }
 
 /// A reading on another processor lies between two readings here that enclose it: the bound is the round trip itself.
@@ -130,20 +135,33 @@ fn ipi_storm(at: &mut Irql<Passive>) -> Result {
     fn rounds() -> u32 {
         (1600 / prcb::count().pow(2)).max(1)
     }
-    static RAN: AtomicU32 = AtomicU32::new(0);
+    /// Runs by sender and target: a sum would let a call that ran twice make up for a lost one.
+    static RAN: [[AtomicU32; prcb::MAX_PROCESSORS]; prcb::MAX_PROCESSORS] =
+        [const { [const { AtomicU32::new(0) }; prcb::MAX_PROCESSORS] }; prcb::MAX_PROCESSORS];
     need_processors(2)?;
-    RAN.store(0, Ordering::Relaxed);
-    everywhere::run(at, |at, _| {
-        for _ in 0..rounds() {
-            ipi::call(ipi::online(), &|_| _ = RAN.fetch_add(1, Ordering::Relaxed), at);
+    WRONG.store(0, Ordering::Relaxed);
+    RAN.iter().flatten().for_each(|runs| runs.store(0, Ordering::Relaxed));
+    everywhere::run(at, |at, sender| {
+        let runs = &RAN[sender as usize];
+        for round in 1..=rounds() {
+            let count = |_: &mut Irql<sync::irql::Ipi>| {
+                runs[arch::cpu::number() as usize].fetch_add(1, Ordering::Relaxed);
+            };
+            ipi::call(ipi::online(), &count, at);
+            // All have run by the time that the call returns.
+            let all = runs[..prcb::count() as usize].iter().all(|runs| runs.load(Ordering::Relaxed) == round);
+            WRONG.fetch_or(u64::from(!all) << sender, Ordering::Relaxed);
         }
     });
-    let processors = u64::from(prcb::count());
-    equal(
-        RAN.load(Ordering::Relaxed).into(),
-        processors * processors * u64::from(rounds()),
-        "runs in the storm",
-    )
+    equal(WRONG.load(Ordering::Relaxed), 0, "senders whose calls returned early, or ran twice")?;
+    let processors = prcb::count() as usize;
+    RAN[..processors].iter().flat_map(|runs| &runs[..processors]).try_for_each(|runs| {
+        equal(
+            runs.load(Ordering::Relaxed).into(),
+            rounds().into(),
+            "runs of one sender's calls on one target",
+        )
+    })
 }
 
 fn nmi_arrives(at: &mut Irql<Passive>) -> Result {

@@ -1,0 +1,382 @@
+//! The bench's rows: read from what the guest prints, compared with their bounds and with the baseline in the tree.
+//!
+//! The guest's lines, behind the log's stamp:
+//!
+//! | text | meaning |
+//! |---|---|
+//! | `known NAME wanted W read R` | a calibration: code of known length, and what it read |
+//! | `row NAME samples N min A median B max C bound D` | a row; `-` where there is no bound |
+//! | `bench: N rows` | all have been printed |
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::guest;
+
+/// A row may grow by this much over the baseline, in percent. Counts are exact: this is no tolerance for noise, but lets
+/// unrelated code move a large row by an instruction or two.
+const GROWTH_PERCENT: u64 = 3;
+
+/// What a row must have at least.
+const LEAST_SAMPLES: u64 = 1000;
+
+/// Around the table in docs/performance.md, which is written with the baseline.
+const TABLE_BEGINS: &str = "<!-- counts: written by `make bench BLESS=1` -->";
+const TABLE_ENDS: &str = "<!-- end of counts -->";
+
+/// One row as measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Row {
+    /// `area::operation`.
+    pub(crate) name: String,
+    /// Processors of the boot that it was measured in.
+    pub(crate) processors: u32,
+    /// How often it was measured.
+    pub(crate) samples: u64,
+    /// Instructions.
+    #[serde(flatten)]
+    pub(crate) counts: Counts,
+    /// What no sample may exceed.
+    pub(crate) bound: Option<u64>,
+}
+
+/// Instructions of a row's samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    /// The least.
+    pub(crate) min: u64,
+    /// Half of the samples have no more.
+    pub(crate) median: u64,
+    /// The most.
+    pub(crate) max: u64,
+}
+
+/// The stored counts, by name.
+pub(crate) type Baseline = BTreeMap<String, Counts>;
+
+/// The rows of one boot's output. A guest whose calibration is off, or whose lines don't add up, has measured nothing.
+pub(crate) fn rows(serial: &[u8], processors: u32) -> Result<Vec<Row>> {
+    let text = String::from_utf8_lossy(serial);
+    let (mut rows, mut known, mut announced) = (Vec::new(), 0, None);
+    for line in text.lines().filter_map(|line| Some(guest::without_stamp(line)?.trim())) {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        match words.as_slice() {
+            ["known", name, "wanted", wanted, "read", read] => {
+                ensure!(wanted == read, "calibration {name}: {wanted} instructions read {read}");
+                known += 1;
+            }
+            ["row", fields @ ..] => {
+                rows.push(row(fields, processors).with_context(|| format!("not a row: {line}"))?);
+            }
+            ["known", ..] => bail!("not a calibration: {line}"),
+            ["bench:", count, "rows"] => announced = count.parse::<usize>().ok(),
+            _ => {}
+        }
+    }
+    ensure!(known > 0, "no calibration was printed");
+    ensure!(announced == Some(rows.len()), "{announced:?} rows were announced, {} printed", rows.len());
+    ensure!(!rows.is_empty(), "no row was printed");
+    Ok(rows)
+}
+
+fn row(fields: &[&str], processors: u32) -> Result<Row> {
+    let ["samples", samples, "min", min, "median", median, "max", max, "bound", bound] =
+        fields.get(1..).unwrap_or_default()
+    else {
+        bail!("fields other than expected");
+    };
+    let counts = Counts { min: min.parse()?, median: median.parse()?, max: max.parse()? };
+    ensure!(counts.min <= counts.median && counts.median <= counts.max, "out of order");
+    let samples = samples.parse()?;
+    ensure!(samples >= LEAST_SAMPLES, "fewer than {LEAST_SAMPLES} samples");
+    let bound = if *bound == "-" { None } else { Some(bound.parse()?) };
+    Ok(Row { name: fields[0].to_owned(), processors, samples, counts, bound })
+}
+
+/// What is wrong with a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// A sample is above the bound.
+    ExceedsBound { row: String, max: u64, bound: u64 },
+    /// Median or maximum has grown.
+    Grew { row: String, from: Counts, to: Counts },
+    /// Not in the baseline.
+    New(String),
+    /// In the baseline, but not measured.
+    Missing(String),
+    /// Measured twice under one name.
+    Twice(String),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ExceedsBound { row, max, bound } => write!(f, "{row}: {max} instructions, bound {bound}"),
+            Self::Grew { row, from, to } => write!(
+                f,
+                "{row}: grew by more than {GROWTH_PERCENT} % (median {} to {}, max {} to {})",
+                from.median, to.median, from.max, to.max
+            ),
+            Self::New(row) => write!(f, "{row}: not in the baseline"),
+            Self::Missing(row) => write!(f, "{row}: in the baseline, but not measured"),
+            Self::Twice(row) => write!(f, "{row}: two rows have this name"),
+        }
+    }
+}
+
+/// All that is wrong.
+pub(crate) fn compare(rows: &[Row], baseline: &Baseline) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = rows.iter().filter_map(exceeds).collect();
+    let mut seen = BTreeMap::new();
+    for row in rows {
+        if seen.insert(row.name.as_str(), ()).is_some() {
+            findings.push(Finding::Twice(row.name.clone()));
+        }
+        match baseline.get(&row.name) {
+            None => findings.push(Finding::New(row.name.clone())),
+            Some(&from) if grew(from.median, row.counts.median) || grew(from.max, row.counts.max) => {
+                findings.push(Finding::Grew { row: row.name.clone(), from, to: row.counts });
+            }
+            Some(_) => {}
+        }
+    }
+    let gone = baseline.keys().filter(|name| !seen.contains_key(name.as_str()));
+    findings.extend(gone.cloned().map(Finding::Missing));
+    findings
+}
+
+fn exceeds(row: &Row) -> Option<Finding> {
+    let max = row.counts.max;
+    row.bound.filter(|&bound| max > bound).map(|bound| Finding::ExceedsBound {
+        row: row.name.clone(),
+        max,
+        bound,
+    })
+}
+
+fn grew(from: u64, to: u64) -> bool {
+    to * 100 > from * (100 + GROWTH_PERCENT)
+}
+
+/// The rows as a baseline.
+pub(crate) fn of(rows: &[Row]) -> Baseline {
+    rows.iter().map(|row| (row.name.clone(), row.counts)).collect()
+}
+
+/// The table that a person reads.
+pub(crate) fn table(rows: &[Row], baseline: &Baseline) -> String {
+    let header = ["row", "CPUs", "min", "median", "max", "bound", "verdict", "baseline", "change"];
+    markdown(header, rows.iter().map(|row| cells(row, baseline.get(&row.name))))
+}
+
+/// The counts alone, for the documentation.
+pub(crate) fn counts_table(rows: &[Row]) -> String {
+    let header = ["row", "CPUs", "min", "median", "max", "bound"];
+    markdown(
+        header,
+        rows.iter().map(|row| {
+            let [name, cpus, min, median, max, bound, ..] = cells(row, None);
+            [name, cpus, min, median, max, bound]
+        }),
+    )
+}
+
+fn markdown<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let lines: Vec<[String; N]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for (number, cells) in lines.iter().enumerate() {
+        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            // Names to the left, numbers to the right.
+            let _ = if column == 0 {
+                write!(text, "| {cell:width$} ")
+            } else {
+                write!(text, "| {cell:>width$} ")
+            };
+        }
+        text.push_str("|\n");
+        if number == 0 {
+            for (column, width) in widths.iter().enumerate() {
+                let _ = write!(text, "|{}{}", "-".repeat(width + 1), if column == 0 { '-' } else { ':' });
+            }
+            text.push_str("|\n");
+        }
+    }
+    text
+}
+
+/// `document` with `table` between the two lines that mark its place.
+pub(crate) fn inserted(document: &str, table: &str) -> Result<String> {
+    let (before, rest) = document.split_once(TABLE_BEGINS).context("no line marks where the table begins")?;
+    let (_, after) = rest.split_once(TABLE_ENDS).context("no line marks where the table ends")?;
+    Ok(format!("{before}{TABLE_BEGINS}\n{table}{TABLE_ENDS}{after}"))
+}
+
+fn cells(row: &Row, stored: Option<&Counts>) -> [String; 9] {
+    let Counts { min, median, max } = row.counts;
+    let bound = row.bound.map_or_else(|| "-".to_owned(), |bound| bound.to_string());
+    let one = std::slice::from_ref(row);
+    let baseline = stored.map(|&counts| (row.name.clone(), counts)).into_iter().collect();
+    let verdict = match compare(one, &baseline).first() {
+        None => "ok",
+        Some(Finding::ExceedsBound { .. }) => "BOUND",
+        Some(Finding::Grew { .. }) => "GREW",
+        Some(_) => "new",
+    };
+    let change = stored.map_or_else(String::new, |stored| match (stored.median, median) {
+        (before, now) if before == now => "0 %".to_owned(),
+        (0, _) => "from 0".to_owned(),
+        (before, now) => format!("{:+.1} %", 100.0 * (now as f64 / before as f64 - 1.0)),
+    });
+    let stored = stored.map_or_else(|| "-".to_owned(), |stored| stored.median.to_string());
+    [
+        row.name.clone(),
+        row.processors.to_string(),
+        min.to_string(),
+        median.to_string(),
+        max.to_string(),
+        bound,
+        verdict.to_owned(),
+        stored,
+        change,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: &str = "known loop wanted 2001 read 2001";
+    const ROW: &str = "row locks::spin samples 1024 min 7 median 7 max 8 bound 10";
+    const NO_BOUND: &str = "row a::b samples 1024 min 1 median 2 max 3 bound -";
+
+    fn parsed(lines: &[&str]) -> Result<Vec<Row>> {
+        let text: String = lines.iter().map(|line| format!("[    0.1 00] {line}\r\n")).collect();
+        rows(text.as_bytes(), 1)
+    }
+
+    fn measured(name: &str, median: u64, max: u64, bound: Option<u64>) -> Row {
+        let counts = Counts { min: 1, median, max };
+        Row { name: name.into(), processors: 1, samples: 1024, counts, bound }
+    }
+
+    #[test]
+    fn rows_are_read() {
+        let rows = parsed(&["online: 1 processors", KNOWN, ROW, NO_BOUND, "bench: 2 rows"]).expect("rows");
+        let spin = Row {
+            name: "locks::spin".into(),
+            processors: 1,
+            samples: 1024,
+            counts: Counts { min: 7, median: 7, max: 8 },
+            bound: Some(10),
+        };
+        assert_eq!(rows[0], spin);
+        assert_eq!((rows[1].counts.max, rows[1].bound), (3, None));
+    }
+
+    #[test]
+    fn a_boot_that_does_not_add_up_has_no_rows() {
+        for lines in [
+            &[ROW, "bench: 1 rows"][..],
+            &["known loop wanted 2001 read 2002", ROW, "bench: 1 rows"],
+            &["known loop wanted 2001", ROW, "bench: 1 rows"],
+            &[KNOWN, ROW],
+            &[KNOWN, ROW, "bench: 2 rows"],
+            &[KNOWN, "bench: 0 rows"],
+            &[KNOWN, "row a samples 999 min 1 median 1 max 1 bound -", "bench: 1 rows"],
+            &[KNOWN, "row a samples 1024 min 2 median 1 max 1 bound -", "bench: 1 rows"],
+            &[KNOWN, "row a samples 1024 min 1 median x max 1 bound -", "bench: 1 rows"],
+            &[KNOWN, "row a samples 1024 min 1 median 1 max 1", "bench: 1 rows"],
+            &[KNOWN, "row", "bench: 1 rows"],
+        ] {
+            assert!(parsed(lines).is_err(), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn lines_without_a_stamp_are_not_the_benchs() {
+        assert!(rows(format!("{KNOWN}\n{ROW}\nbench: 1 rows\n").as_bytes(), 1).is_err());
+    }
+
+    #[test]
+    fn what_equals_its_baseline_is_fine() {
+        let rows = [measured("a", 5, 6, Some(6)), measured("b", 7, 7, None)];
+        assert_eq!(compare(&rows, &of(&rows)), []);
+    }
+
+    #[test]
+    fn a_sample_above_the_bound_is_found_though_the_median_is_below() {
+        let rows = [measured("a", 5, 7, Some(6))];
+        let finding = Finding::ExceedsBound { row: "a".into(), max: 7, bound: 6 };
+        assert_eq!(compare(&rows, &of(&rows)), [finding]);
+    }
+
+    #[test]
+    fn growth_counts_from_more_than_three_percent() {
+        let before = of(&[measured("a", 100, 200, None)]);
+        let found = |median, max| compare(&[measured("a", median, max, None)], &before).len();
+        assert_eq!((found(103, 206), found(104, 200), found(100, 207)), (0, 1, 1));
+        assert_eq!(found(50, 60), 0);
+        let zero = of(&[measured("a", 0, 0, None)]);
+        assert_eq!(compare(&[measured("a", 1, 1, None)], &zero).len(), 1);
+    }
+
+    #[test]
+    fn rows_and_baseline_must_name_the_same() {
+        let (a, b) = (measured("a", 5, 5, None), measured("b", 5, 5, None));
+        let only_a = of(std::slice::from_ref(&a));
+        let found = compare(&[a.clone(), b.clone()], &only_a);
+        assert_eq!(found, [Finding::New("b".into())]);
+        assert_eq!(compare(&[b], &only_a), [Finding::New("b".into()), Finding::Missing("a".into())]);
+        assert_eq!(compare(&[a.clone(), a], &only_a), [Finding::Twice("a".into())]);
+    }
+
+    #[test]
+    fn the_documents_table_is_replaced_and_nothing_else() {
+        let document = format!("a\n{TABLE_BEGINS}\nold\n{TABLE_ENDS}\nb\n");
+        let table = counts_table(&[measured("a", 5, 6, Some(7))]);
+        let inserted_once = inserted(&document, &table).expect("both marks");
+        assert_eq!(inserted_once, format!("a\n{TABLE_BEGINS}\n{table}{TABLE_ENDS}\nb\n"));
+        assert_eq!(inserted(&inserted_once, &table).expect("both marks"), inserted_once);
+        assert!(inserted("no marks", &table).is_err());
+        assert!(inserted(TABLE_BEGINS, &table).is_err());
+    }
+
+    /// Two places say the counts: they are written together, and must not be edited apart.
+    #[test]
+    fn the_documentation_says_what_the_baseline_says() {
+        let read = |path| std::fs::read_to_string(crate::image::workspace().join(path)).expect("in the tree");
+        let baseline: Baseline =
+            serde_json::from_str(&read("tests/bench/baseline.json")).expect("a baseline");
+        let document = read("docs/performance.md");
+        let (_, rest) = document.split_once(TABLE_BEGINS).expect("the table's begin");
+        let (table, _) = rest.split_once(TABLE_ENDS).expect("the table's end");
+        let told: Baseline = table
+            .lines()
+            .filter_map(|line| {
+                let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+                let count = |column: usize| cells.get(column)?.parse().ok();
+                let counts = Counts { min: count(3)?, median: count(4)?, max: count(5)? };
+                Some(((*cells.get(1)?).to_owned(), counts))
+            })
+            .collect();
+        assert_eq!(told, baseline);
+    }
+
+    #[test]
+    fn the_table_shows_verdict_and_change() {
+        let baseline = of(&[measured("a", 5, 5, None), measured("b", 10, 10, None)]);
+        let rows = [measured("a", 5, 5, Some(4)), measured("b", 8, 8, None), measured("c", 1, 1, None)];
+        let text = table(&rows, &baseline);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 5);
+        assert!(lines[2].contains("BOUND") && lines[2].contains("0 %"), "{text}");
+        assert!(lines[3].contains("ok") && lines[3].contains("-20.0 %"), "{text}");
+        assert!(lines[4].contains("new"), "{text}");
+    }
+}

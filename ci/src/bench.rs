@@ -1,0 +1,103 @@
+//! Boots the bench image under the instruction counter, and compares what it counted with the bounds and the baseline.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::baseline::{self, Baseline, Finding, Row};
+use crate::image;
+use crate::qemu::Accel;
+use crate::report::{self, Verdict};
+use crate::target::{GuestArgs, ImageChoice, Target};
+
+/// Processors of each boot: alone for the local rows, four for those between processors, eight for what all do at once.
+const BOOTS: [u32; 3] = [1, 4, 8];
+/// A boot takes a few seconds.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What to do with the counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Show them.
+    Show,
+    /// And fail if one is above its bound, has grown, is new or missing.
+    Check,
+    /// Make them the baseline.
+    Bless,
+}
+
+/// Measures, prints the table, writes the JSON.
+pub(crate) fn run(mode: Mode) -> Result<u8> {
+    let mut rows = Vec::new();
+    for cpus in BOOTS {
+        let args = GuestArgs { cpus, accel: Some(Accel::Icount), ..GuestArgs::default() };
+        let target = Target::prepare(&args, ImageChoice::Bench)?;
+        let (run, verdict) = target.run(TIMEOUT, false)?;
+        if verdict == Verdict::Interrupted {
+            return Ok(verdict.exit_status());
+        }
+        // Looked at in any case: of a calibration that is off, the guest's lines tell more than its exit status.
+        match (baseline::rows(&run.serial, cpus), &verdict) {
+            (Ok(counted), Verdict::Passed) => rows.extend(counted),
+            (counted, _) => {
+                println!("{}", String::from_utf8_lossy(&run.serial));
+                report::print(&run, &verdict, &target.symbols);
+                if let Err(why) = counted {
+                    println!("no counts: {why:#}");
+                }
+                println!("again: {}", target.again());
+                return Ok(verdict.exit_status().max(1));
+            }
+        }
+    }
+    if mode == Mode::Bless {
+        write(&stored_at(), &baseline::of(&rows))?;
+        document(&rows)?;
+    }
+    let stored = stored()?;
+    let findings = baseline::compare(&rows, &stored);
+    print!("{}", baseline::table(&rows, &stored));
+    let account = image::target_dir().join("bench.json");
+    write(&account, &rows)?;
+    println!("instructions; as JSON in {}", account.display());
+    Ok(judge(mode, &rows, &findings))
+}
+
+/// Prints the findings, and says whether they count. A baseline can excuse growth, but not a bound.
+fn judge(mode: Mode, rows: &[Row], findings: &[Finding]) -> u8 {
+    for finding in findings {
+        println!("{finding}");
+    }
+    match findings.len() {
+        0 => println!("{} rows, each within its bound and its baseline", rows.len()),
+        n => println!(
+            "findings: {n}; `make bench BLESS=1` makes these counts the baseline, and leaves the bounds"
+        ),
+    }
+    u8::from(mode != Mode::Show && !findings.is_empty())
+}
+
+fn stored_at() -> PathBuf {
+    image::workspace().join("tests/bench/baseline.json")
+}
+
+fn stored() -> Result<Baseline> {
+    let path = stored_at();
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not a baseline", path.display()))
+}
+
+/// The documentation's table follows the baseline.
+fn document(rows: &[Row]) -> Result<()> {
+    let path = image::workspace().join("docs/performance.md");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let text = baseline::inserted(&text, &baseline::counts_table(rows))
+        .with_context(|| format!("{}", path.display()))?;
+    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+fn write(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}

@@ -1,0 +1,286 @@
+//! The DPC watchdog: a DPC that runs too long, a processor that stays too long at or above DISPATCH.
+//!
+//! Owns:       the limits, and what of a processor's past it takes to judge its present. Not: when it looks (tick.rs).
+//! IRQL:       any; [`Watch`] by its own processor with interrupts off or at CLOCK, so plain loads and stores do.
+//! What it sees: a DPC under way is exact (dpc.rs notes each). Lowering CR8 leaves no trace, so for code that is at or above
+//!             DISPATCH without a DPC it takes samples: the first that finds it so has others taken every `SAMPLE`, and a
+//!             time with nothing else in them is a stay. First samples are taken where the clock's owner updates the time,
+//!             and of each other busy processor four times a limit, by an interrupt that the owner sends.
+//! Not as NT:  no tick counts for this: a busy processor without one is interrupted four times in two minutes.
+//! Tests:      the unit tests below; crash `slow_dpc`, `endless_dpcs`, `stuck_raised`, `debugged_dpc`.
+//! Sources:    WDK, "Bug Check 0x133: DPC_WATCHDOG_VIOLATION".
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Never.
+pub const NEVER: u64 = u64::MAX;
+
+/// NT's limit for one stay at DISPATCH, in milliseconds.
+pub const TOTAL_MILLISECONDS: u64 = 120_000;
+/// NT's limit for one DPC.
+const SINGLE_MILLISECONDS: u64 = 20_000;
+/// 100 ns in a millisecond.
+const MILLISECOND: u64 = 10_000;
+/// As often as NT's clock ticks, in 100 ns.
+const SAMPLE: u64 = 156_250;
+/// Two samples that are further apart than this don't belong to one stay: something has kept the clock away.
+const GAP: u64 = 8 * SAMPLE;
+
+/// Limits in 100 ns; [`NEVER`]: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// For one DPC.
+    pub single: u64,
+    /// For one stay.
+    pub total: u64,
+}
+
+/// Written by the boot processor at start.
+static SINGLE: AtomicU64 = AtomicU64::new(SINGLE_MILLISECONDS * MILLISECOND);
+static TOTAL: AtomicU64 = AtomicU64::new(TOTAL_MILLISECONDS * MILLISECOND);
+
+impl Limits {
+    /// Those in force.
+    #[inline(always)]
+    pub fn get() -> Self {
+        Self { single: SINGLE.load(Ordering::Relaxed), total: TOTAL.load(Ordering::Relaxed) }
+    }
+
+    /// Sets them, in milliseconds; zero: no limit; nothing: as it was.
+    pub fn set(single: Option<u64>, total: Option<u64>) {
+        for (limit, ms) in [(&SINGLE, single), (&TOTAL, total)] {
+            match ms {
+                Some(0) => limit.store(NEVER, Ordering::Relaxed),
+                Some(ms) => limit.store(ms.saturating_mul(MILLISECOND), Ordering::Relaxed),
+                None => {}
+            }
+        }
+    }
+
+    fn least(self) -> u64 {
+        self.single.min(self.total)
+    }
+
+    /// How long the clock's owner leaves another busy processor without a sample.
+    pub fn round(self) -> u64 {
+        if self.total == NEVER { NEVER } else { self.total / 4 }
+    }
+}
+
+/// A DPC under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// Its routine and context.
+    pub running: [u64; 2],
+    /// It began after the last look.
+    pub new_dpc: bool,
+    /// So did the stay.
+    pub new_stay: bool,
+}
+
+/// What a look finds.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight {
+    /// A DPC under way.
+    pub dpc: Option<Seen>,
+    /// DPCs were run since the last look.
+    pub stay_ended: bool,
+    /// The code that the look interrupted is at or above DISPATCH.
+    pub raised: bool,
+}
+
+/// A limit is exceeded: bug check 0x133's parameters but for the last, who it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// 0: one DPC; 1: the stay.
+    pub kind: u64,
+    /// How long, in milliseconds.
+    pub elapsed: u64,
+    /// What is allowed.
+    pub limit: u64,
+}
+
+/// One processor's.
+pub struct Watch {
+    /// Since when the DPC that was seen last is known, and since when the stay at DISPATCH is.
+    dpc_since: AtomicU64,
+    stay_since: AtomicU64,
+    /// Looks in a row that saw nothing.
+    quiet: AtomicU64,
+    /// The first and the last of the samples in a row that found the processor raised, without a DPC; or [`NEVER`].
+    raised_since: AtomicU64,
+    raised_last: AtomicU64,
+}
+
+fn get(value: &AtomicU64) -> u64 {
+    value.load(Ordering::Relaxed)
+}
+
+fn set(value: &AtomicU64, to: u64) {
+    value.store(to, Ordering::Relaxed);
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Watch {
+    /// Nothing was seen yet.
+    pub const fn new() -> Self {
+        Self {
+            dpc_since: AtomicU64::new(0),
+            stay_since: AtomicU64::new(0),
+            quiet: AtomicU64::new(0),
+            raised_since: AtomicU64::new(NEVER),
+            raised_last: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// A stay begins, with no look ahead. When to look first.
+    pub fn begin(&self, limits: Limits, now: u64) -> u64 {
+        set(&self.quiet, 0);
+        set(&self.dpc_since, now);
+        set(&self.stay_since, now);
+        now.saturating_add(limits.least())
+    }
+
+    /// Looks: what it has not seen before it counts from now. When to look next.
+    pub fn look(&self, sight: Sight, limits: Limits, now: u64) -> Result<u64, Violation> {
+        let Some(seen) = sight.dpc else {
+            let sample = self.sample(sight.raised, limits, now)?;
+            return Ok(self.see_nothing(sight.stay_ended, limits, now).min(sample));
+        };
+        set(&self.raised_since, NEVER);
+        set(&self.quiet, 0);
+        if seen.new_dpc {
+            set(&self.dpc_since, now);
+        }
+        if seen.new_stay {
+            set(&self.stay_since, now);
+        }
+        let (dpc_since, stay_since) = (get(&self.dpc_since), get(&self.stay_since));
+        within(0, dpc_since, limits.single, now)?;
+        within(1, stay_since, limits.total, now)?;
+        Ok(dpc_since.saturating_add(limits.single).min(stay_since.saturating_add(limits.total)))
+    }
+
+    /// No DPC is under way: none was since the last look, or one is about to begin. Another look tells; after two in a row without
+    /// anything, the next stay begins the watch anew.
+    fn see_nothing(&self, stay_ended: bool, limits: Limits, now: u64) -> u64 {
+        let quiet = if stay_ended { 0 } else { get(&self.quiet) + 1 };
+        set(&self.quiet, quiet);
+        if quiet < 2 { now.saturating_add(limits.least()) } else { NEVER }
+    }
+
+    /// Is the processor raised, without a DPC, and for how long has it been found so? When to take the next sample.
+    fn sample(&self, raised: bool, limits: Limits, now: u64) -> Result<u64, Violation> {
+        if !raised || limits.total == NEVER {
+            set(&self.raised_since, NEVER);
+            return Ok(NEVER);
+        }
+        if get(&self.raised_since) == NEVER || now.saturating_sub(get(&self.raised_last)) > GAP {
+            set(&self.raised_since, now);
+        }
+        set(&self.raised_last, now);
+        within(1, get(&self.raised_since), limits.total, now)?;
+        Ok(now + SAMPLE)
+    }
+}
+
+fn within(kind: u64, since: u64, limit: u64, now: u64) -> Result<(), Violation> {
+    let elapsed = now.saturating_sub(since);
+    if elapsed < limit {
+        return Ok(());
+    }
+    Err(Violation { kind, elapsed: elapsed / MILLISECOND, limit: limit / MILLISECOND })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { single: 1_000 * MILLISECOND, total: 5_000 * MILLISECOND };
+    const NOTHING: Sight = Sight { dpc: None, stay_ended: false, raised: false };
+    const RAISED: Sight = Sight { raised: true, ..NOTHING };
+
+    fn dpc(new_dpc: bool, new_stay: bool) -> Sight {
+        Sight { dpc: Some(Seen { running: [1, 2], new_dpc, new_stay }), stay_ended: false, raised: true }
+    }
+
+    /// Looks whenever it is to look, as long as `sight` is what it finds; when that is a violation.
+    fn until_found(watch: &Watch, sight: Sight, mut now: u64) -> (u64, Violation) {
+        for _ in 0..10_000 {
+            match watch.look(sight, LIMITS, now) {
+                Ok(next) => now = next,
+                Err(violation) => return (now, violation),
+            }
+        }
+        panic!("never found");
+    }
+
+    #[test]
+    fn a_slow_dpc_is_found_at_its_limit() {
+        let watch = Watch::new();
+        let first = watch.begin(LIMITS, 7);
+        assert_eq!(first, 7 + LIMITS.single);
+        // One that began since gets its full time.
+        let (found, violation) =
+            until_found(&watch, dpc(false, false), watch.look(dpc(true, false), LIMITS, first).unwrap());
+        assert_eq!(found, first + LIMITS.single);
+        assert_eq!(violation, Violation { kind: 0, elapsed: 1_000, limit: 1_000 });
+    }
+
+    #[test]
+    fn short_dpcs_without_an_end_are_found_as_a_stay() {
+        let watch = Watch::new();
+        let first = watch.begin(LIMITS, 0);
+        let (found, violation) = until_found(&watch, dpc(true, false), first);
+        assert_eq!((found, violation.kind, violation.elapsed), (LIMITS.total, 1, 5_000));
+        // Stays that end are none.
+        let mut now = watch.begin(LIMITS, 0);
+        for _ in 0..100 {
+            now = watch.look(dpc(true, true), LIMITS, now).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_raised_processor_is_found_by_samples_in_a_row() {
+        let watch = Watch::new();
+        let (found, violation) = until_found(&watch, RAISED, 100);
+        assert!((LIMITS.total..LIMITS.total + SAMPLE).contains(&(found - 100)), "{found}");
+        assert_eq!((violation.kind, violation.limit), (1, 5_000));
+    }
+
+    #[test]
+    fn one_sample_that_finds_it_lower_ends_the_stay() {
+        let watch = Watch::new();
+        for now in (0..10 * LIMITS.total).step_by(SAMPLE as usize) {
+            // Once in the time that is allowed.
+            let lower = now % LIMITS.total > LIMITS.total - 2 * SAMPLE;
+            let sight = if lower { NOTHING } else { RAISED };
+            assert!(watch.look(sight, LIMITS, now).is_ok(), "at {now}");
+        }
+        // A DPC does, too, and so does a long time without any.
+        let watch = Watch::new();
+        let begun = watch.look(RAISED, LIMITS, 0).unwrap();
+        assert!(watch.look(dpc(true, true), LIMITS, begun).is_ok());
+        assert!(watch.look(RAISED, LIMITS, LIMITS.total).is_ok());
+        assert!(watch.look(RAISED, LIMITS, LIMITS.total + LIMITS.total).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_found_without_limits_and_nothing_looked_for_when_quiet() {
+        let none = Limits { single: NEVER, total: NEVER };
+        let watch = Watch::new();
+        assert_eq!(watch.begin(none, 5), NEVER);
+        assert_eq!(watch.look(dpc(false, false), none, NEVER - 1), Ok(NEVER));
+        assert_eq!(watch.look(RAISED, none, NEVER - 1), Ok(NEVER));
+        assert_eq!(none.round(), NEVER);
+        let watch = Watch::new();
+        assert!(watch.look(NOTHING, LIMITS, 1).unwrap() < NEVER);
+        assert_eq!(watch.look(NOTHING, LIMITS, 2), Ok(NEVER));
+        assert!(watch.look(Sight { stay_ended: true, ..NOTHING }, LIMITS, 3).unwrap() < NEVER);
+    }
+}

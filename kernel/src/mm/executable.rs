@@ -1,0 +1,148 @@
+//! Executable pool, for drivers that run code which they wrote into NonPagedPool: never writable and executable at once.
+//!
+//! ```text
+//!  written to  ─► writable, not executable ──┐  a fetch faults: all processors forget, then executable, not writable
+//!                 ▲                          ▼
+//!  a store faults: all processors forget,    run
+//!  then writable ◄───────────────────────────┘
+//! ```
+//!
+//! NT gives such memory all rights. Here W^X holds without exception, for a fault and a shootdown at each change from writing to running;
+//! who asks for this pool writes once and runs often. The entry changes by one exchange, without a lock, so that the fault is resolved at
+//! any level below IPI, whatever locks the interrupted code holds.
+//!
+//! IRQL:       at or below DISPATCH; the memory is used below IPI with interrupts on.
+//! Invariants: I1 a leaf with the toggle bit has either the right to write or that to execute, and its page is of this pool.
+//!             I2 when a fault has been resolved, no processor has the other right any more.
+//! Not as NT:  code that writes into its own page is refused (0xBE), since it would fault for ever. At IPI and above, or with interrupts
+//!             off, a change is refused as well. A block has pages of its own, at most [`MOST_PAGES`].
+//! Tests:      selftest `memory_executable::*`; crash `executable_*`; unit tests of `fault`.
+//! Sources:    WDK, `POOL_TYPE`, "No-Execute (NX) Nonpaged Pool".
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+
+use arch::paging::{self, PAGE};
+use sync::irql::{Below, Ipi, Irql, PageCacheAccess, SpaceLock};
+
+use super::fault::Kind;
+use super::pages::Page;
+use super::pfn::{PAGE_SIZE, PageNumber, Use};
+use super::pool::{Tag, block};
+use super::resolve::Resolution;
+use super::system_pte::{self, Mapping};
+use super::tables::{Access, toggled};
+use super::{Exhausted, physical, shootdown};
+
+/// The most pages of a block.
+pub const MOST_PAGES: usize = 64;
+
+/// `size` bytes, page-aligned, zero.
+///
+/// # Errors
+/// STATUS_INSUFFICIENT_RESOURCES, also for more than [`MOST_PAGES`]; nothing was taken then.
+pub fn allocate<L: Below<SpaceLock> + Below<Ipi> + Below<PageCacheAccess>>(
+    tag: Tag,
+    size: usize,
+    at: &mut Irql<L>,
+) -> Result<NonNull<[u8]>, Exhausted> {
+    let count = size.div_ceil(PAGE_SIZE).max(1);
+    if count > MOST_PAGES {
+        return Err(Exhausted);
+    }
+    let mut pages = [None; MOST_PAGES];
+    let mut taken = Ok(());
+    for slot in &mut pages[..count] {
+        match physical::allocate_zeroed(at) {
+            Ok(page) => *slot = Some(page.into_number()),
+            Err(Exhausted) => taken = Err(Exhausted),
+        }
+    }
+    let mapping = match (taken, pages[0]) {
+        (Ok(()), Some(first)) => {
+            let numbers = pages.map(|page| page.unwrap_or(first));
+            // SAFETY: pages of our own.
+            unsafe { system_pte::map(&numbers[..count], Access::Toggled, at) }.map_err(|_| Exhausted)
+        }
+        _ => Err(Exhausted),
+    };
+    let (Ok(mapping), Some(first)) = (mapping, pages[0]) else {
+        pages.into_iter().flatten().for_each(|page| free_page(page, at));
+        return Err(Exhausted);
+    };
+    let memory = physical::manager().memory();
+    let entry = memory.entry(first);
+    entry.set_use(Use::PoolExecutable);
+    entry.tag.store(tag.value(), Ordering::Relaxed);
+    entry.owner.store(size as u64, Ordering::Relaxed);
+    // The mapping is found again by its address.
+    Ok(NonNull::slice_from_raw_parts(mapping.address(), size))
+}
+
+/// Takes a block back.
+///
+/// # Bugchecks
+/// As for nonpaged pool: no block (0x42), another tag's (0xA).
+///
+/// # Safety
+/// It came from [`allocate`], and nobody uses it or runs in it any more.
+pub unsafe fn free<L: Below<SpaceLock> + Below<Ipi> + Below<PageCacheAccess>>(
+    start: NonNull<u8>,
+    tag: Tag,
+    at: &mut Irql<L>,
+) {
+    let address = start.addr().get();
+    let Some((_, first)) = system_pte::find(address as u64, at) else {
+        block::not_large(address, true, tag.value())
+    };
+    let memory = physical::manager().memory();
+    let entry = memory.entry(first);
+    if !entry.is_used_as(Use::PoolExecutable) || !address.is_multiple_of(PAGE_SIZE) {
+        block::not_large(address, false, tag.value());
+    }
+    let owner = entry.tag.load(Ordering::Relaxed);
+    if owner != tag.value() {
+        block::wrong_tag(address, owner, tag);
+    }
+    let count = (entry.owner.load(Ordering::Relaxed) as usize).div_ceil(PAGE_SIZE).max(1);
+    entry.set_use(Use::Page);
+    let mut pages = [None; MOST_PAGES];
+    for (number, slot) in pages[..count].iter_mut().enumerate() {
+        let page = address as u64 + number as u64 * PAGE;
+        *slot = system_pte::find(page, at).map(|(_, page)| page);
+    }
+    // SAFETY: the mapping that `allocate` made.
+    system_pte::unmap(unsafe { Mapping::from_address(start, count as u64 * PAGE) }, at);
+    pages.into_iter().flatten().for_each(|page| free_page(page, at));
+}
+
+fn free_page<L: Below<PageCacheAccess>>(page: PageNumber, at: &mut Irql<L>) {
+    // SAFETY: taken by `allocate`, mapped nowhere any more.
+    physical::free(unsafe { Page::from_number(page) }, at);
+}
+
+/// Is this an address of such a block, as far as a mapping tells? For those who free by address alone.
+pub(super) fn is_executable<L: Below<SpaceLock>>(address: u64, at: &mut Irql<L>) -> bool {
+    let memory = physical::manager().memory();
+    system_pte::find(address, at).is_some_and(|(_, page)| memory.entry(page).is_used_as(Use::PoolExecutable))
+}
+
+/// A fault that may be a change from writing to running, or back: at any level below IPI, without a lock.
+pub(crate) fn toggle<L: Below<Ipi>>(address: u64, kind: Kind, at: &mut Irql<L>) -> Resolution {
+    let Some(leaf) = paging::leaf(address) else { return Resolution::Fatal };
+    let mut old = leaf.load(Ordering::Acquire);
+    loop {
+        let Some(new) = toggled(old, kind == Kind::Execute) else { return Resolution::Fatal };
+        if new == old {
+            // Another processor was first; what is cached here was forgotten by the fault.
+            return Resolution::Resolved;
+        }
+        match leaf.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => break,
+            Err(found) => old = found,
+        }
+    }
+    // On return no processor has the other right (I2).
+    shootdown::flush_single(address / PAGE * PAGE, at);
+    Resolution::Resolved
+}

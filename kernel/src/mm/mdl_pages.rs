@@ -1,0 +1,416 @@
+//! What is done to the pages of a memory descriptor list: found, locked, mapped, and all of it undone.
+//!
+//! IRQL:       at or below DISPATCH, no lock from `PoolAccess` on (allocation), `SpaceLock` on (mapping), `PfnLock` (locking).
+//! Invariants: I1 a list with `PAGES_LOCKED` holds one reference on each of its pages that the PFN database counts, from
+//!                `probe_and_lock` to `unlock`: a page that is freed meanwhile is PFN_LIST_CORRUPT.
+//!             I2 a list with `MAPPED_TO_SYSTEM_VA` has a run of system PTEs of its own, which starts with `mapped_system_va`'s page.
+//! Not as NT:  memory is always mapped write-back, as the kernel has it mapped so already; the caching asked for is for pages of
+//!             devices. (NT takes the page's own attribute, too.) A mapped list is not advanced. User addresses are refused until
+//!             there are any.
+//! Tests:      selftest `memory_mdl::*`.
+//! Sources:    WDK, `MmProbeAndLockPages`, `MmBuildMdlForNonPagedPool`, `MmMapLockedPagesSpecifyCache`, `IoFreeMdl`.
+
+use core::ptr::NonNull;
+
+use arch::paging::{self, Flags, PAGE};
+use sync::irql::{Below, Ipi, Irql, PageCacheAccess, PfnLock, PoolAccess, SpaceLock};
+
+use super::frames::Frames;
+use super::mdl::{KMdl, Mdl, MdlError, flags};
+use super::pages::Page;
+use super::pfn::PageNumber;
+use super::pool::{self, Tag};
+use super::ranges::PageRange;
+use super::system_pte::{self, MapError, Mapping};
+use super::tables::{Access, Caching, Leaf};
+use super::{Exhausted, layout, physical};
+use crate::ke::bugcheck::{StopCode, bugcheck};
+
+const TAG: Tag = Tag::new(b"Mdl ");
+
+/// What will be done to locked pages.
+#[doc(alias = "LOCK_OPERATION")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// They are read.
+    Read,
+    /// They are written.
+    Write,
+    /// Both.
+    Modify,
+}
+
+/// The buffer is not mapped, or not for the operation, or not the kernel's: STATUS_ACCESS_VIOLATION.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessViolation;
+
+/// What is asked of a list contradicts its flags.
+#[cold]
+fn misuse(what: u64, mdl: &Mdl) -> ! {
+    let header = mdl.header();
+    bugcheck(
+        StopCode::MemoryManagement,
+        [what, mdl.as_raw().addr().get() as u64, header.flags as u64, header.start_va.addr() as u64],
+    )
+}
+
+/// A list for `bytes` bytes from `address` on, in pool. Dropping it leaks it: [`free`].
+#[doc(alias = "IoAllocateMdl")]
+#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the address is kept, nothing is read from it")]
+pub fn allocate<L: Below<PoolAccess>>(
+    address: *mut u8,
+    bytes: u32,
+    at: &mut Irql<L>,
+) -> Result<Mdl, Exhausted> {
+    let size = Mdl::size_for(address.addr(), bytes).ok_or(Exhausted)?;
+    let place = pool::allocate(TAG, size, at)?.cast::<KMdl>();
+    // SAFETY: just allocated, and pool is aligned to 16.
+    unsafe { Mdl::initialize(place, address, bytes) }.ok_or(Exhausted)
+}
+
+/// Takes a list back. A mapping that a partial one has of its own ends.
+///
+/// # Bugchecks
+/// MEMORY_MANAGEMENT (0x407, list, flags, start) if it holds pages, or is mapped and no partial one.
+///
+/// # Safety
+/// It came from [`allocate`], and no part of it is in use.
+#[doc(alias = "IoFreeMdl")]
+pub unsafe fn free<L: Below<PoolAccess> + Below<SpaceLock> + Below<Ipi>>(mut mdl: Mdl, at: &mut Irql<L>) {
+    prepare_for_reuse(&mut mdl, at);
+    if mdl.header().flags & (flags::PAGES_LOCKED | flags::MAPPED_TO_SYSTEM_VA) != 0 {
+        misuse(0x407, &mdl);
+    }
+    // SAFETY: the caller's.
+    unsafe { pool::free(mdl.as_raw().cast(), TAG, at) };
+}
+
+/// Ends the mapping of its own that a partial list may have.
+#[doc(alias = "MmPrepareMdlForReuse")]
+pub fn prepare_for_reuse<L: Below<SpaceLock> + Below<Ipi>>(mdl: &mut Mdl, at: &mut Irql<L>) {
+    if mdl.has(flags::PARTIAL_HAS_BEEN_MAPPED) {
+        unmap(mdl, at);
+    }
+}
+
+/// Fills in the pages of a buffer in nonpaged memory, which has an address already: nothing is locked, nothing to be undone.
+///
+/// # Bugchecks
+/// PAGE_FAULT_IN_NONPAGED_AREA if it is not mapped.
+#[doc(alias = "MmBuildMdlForNonPagedPool")]
+pub fn build_for_nonpaged(mdl: &mut Mdl) {
+    let start = mdl.header().start_va.addr() as u64;
+    mdl.set_pages(|page| {
+        let address = start + page as u64 * PAGE;
+        match paging::translate(address) {
+            Some((physical, _)) => physical / PAGE,
+            None => bugcheck(StopCode::PageFaultInNonpagedArea, [address, 0, 0, 0]),
+        }
+    });
+    let address = mdl.address();
+    let header = mdl.header_mut();
+    header.mapped_system_va = address;
+    header.flags |= flags::SOURCE_IS_NONPAGED_POOL;
+}
+
+/// Fills in the pages of a kernel buffer and holds each of them, until [`unlock`].
+///
+/// # Errors
+/// Nothing is held then.
+///
+/// # Bugchecks
+/// MEMORY_MANAGEMENT (0x408) if it holds pages already.
+#[doc(alias = "MmProbeAndLockPages")]
+pub fn probe_and_lock<L: Below<PfnLock>>(
+    mdl: &mut Mdl,
+    operation: Operation,
+    at: &mut Irql<L>,
+) -> Result<(), AccessViolation> {
+    if mdl.header().flags & (flags::PAGES_LOCKED | flags::PARTIAL | flags::SOURCE_IS_NONPAGED_POOL) != 0 {
+        misuse(0x408, mdl);
+    }
+    let start = mdl.header().start_va.addr() as u64;
+    let mut frames = physical::manager().frames().lock(at);
+    let mut device = false;
+    let mut done = 0;
+    let pages = mdl.pages_mut();
+    for slot in pages.iter_mut() {
+        *slot = match probe(start + done as u64 * PAGE, operation, &frames) {
+            // One that its owner gives up at this moment is not there.
+            Ok(Found::Counted(page)) if !frames.try_reference(page) => break,
+            Ok(Found::Counted(page)) => {
+                if operation != Operation::Read {
+                    frames.memory().entry(page).set_dirty();
+                }
+                page.number().into()
+            }
+            Ok(Found::Kept(number)) => {
+                device |= !system_pte::is_memory(number * PAGE, (number + 1) * PAGE);
+                number
+            }
+            Err(AccessViolation) => break,
+        };
+        done += 1;
+    }
+    if done < pages.len() {
+        pages[..done].iter().for_each(|&number| let_go(number, &mut frames));
+        return Err(AccessViolation);
+    }
+    drop(frames);
+    let header = mdl.header_mut();
+    header.flags |= flags::PAGES_LOCKED;
+    if operation != Operation::Read {
+        header.flags |= flags::WRITE_OPERATION;
+    }
+    if device {
+        header.flags |= flags::IO_SPACE;
+    }
+    Ok(())
+}
+
+/// A page of a buffer.
+enum Found {
+    /// The database counts its references.
+    Counted(PageNumber),
+    /// A device's, or the image's, or bring-up's: it is never given to anybody else.
+    Kept(u64),
+}
+
+/// What lies at `address`.
+fn probe(address: u64, operation: Operation, frames: &Frames) -> Result<Found, AccessViolation> {
+    if address >> 47 == 0 {
+        return Err(AccessViolation);
+    }
+    let (physical, rights) = paging::translate(address).ok_or(AccessViolation)?;
+    if operation != Operation::Read && !rights.contains(Flags::WRITABLE) {
+        return Err(AccessViolation);
+    }
+    match frames.in_use(physical / PAGE) {
+        Some(page) => Ok(Found::Counted(page)),
+        // Memory as such, and nobody has it.
+        None if layout::part(address) == Some(layout::DIRECT) => Err(AccessViolation),
+        None => Ok(Found::Kept(physical / PAGE)),
+    }
+}
+
+/// One of a locked list's pages, if it is one that is counted: as such it can't have ceased to be one since (I1).
+fn let_go(number: u64, frames: &mut Frames) {
+    if let Some(page) = frames.in_use(number) {
+        frames.dereference(page);
+    }
+}
+
+/// Lets the pages go. A mapping of the list ends first.
+///
+/// # Bugchecks
+/// MEMORY_MANAGEMENT (0x409) if it holds none.
+#[doc(alias = "MmUnlockPages")]
+pub fn unlock<L: Below<PfnLock> + Below<SpaceLock> + Below<Ipi>>(mdl: &mut Mdl, at: &mut Irql<L>) {
+    if !mdl.has(flags::PAGES_LOCKED) {
+        misuse(0x409, mdl);
+    }
+    if mdl.has(flags::MAPPED_TO_SYSTEM_VA) {
+        unmap(mdl, at);
+    }
+    let mut frames = physical::manager().frames().lock(at);
+    mdl.pages().iter().for_each(|&number| let_go(number, &mut frames));
+    drop(frames);
+    mdl.header_mut().flags &= !(flags::PAGES_LOCKED | flags::WRITE_OPERATION | flags::IO_SPACE);
+}
+
+/// Leaves the first `bytes` bytes out; pages that thereby leave the list are let go.
+///
+/// # Errors
+/// Nothing is changed then.
+#[doc(alias = "MmAdvanceMdl")]
+pub fn advance<L: Below<PfnLock>>(mdl: &mut Mdl, bytes: u32, at: &mut Irql<L>) -> Result<(), MdlError> {
+    if !mdl.has(flags::PAGES_LOCKED) {
+        return mdl.advance_unlocked(bytes);
+    }
+    let mut frames = physical::manager().frames().lock(at);
+    mdl.advance_with(bytes, |number| let_go(number, &mut frames))
+}
+
+/// Maps the pages for the kernel, never executable, and says where the buffer begins there.
+///
+/// # Errors
+/// Nothing is mapped then.
+///
+/// # Bugchecks
+/// MEMORY_MANAGEMENT (0x40A) if the list does not hold its pages (by itself, or as a part), or has an address already.
+///
+/// # Safety
+/// The pages may be used in this way by whoever is given the address.
+#[doc(alias = "MmMapLockedPagesSpecifyCache")]
+pub unsafe fn map<L: Below<SpaceLock> + Below<Ipi>>(
+    mdl: &mut Mdl,
+    access: Access,
+    caching: Caching,
+    at: &mut Irql<L>,
+) -> Result<NonNull<u8>, MapError> {
+    let held = flags::PAGES_LOCKED | flags::PARTIAL;
+    let addressed = flags::MAPPED_TO_SYSTEM_VA | flags::SOURCE_IS_NONPAGED_POOL;
+    if mdl.header().flags & held == 0 || mdl.header().flags & addressed != 0 {
+        misuse(0x40A, mdl);
+    }
+    let caching = if mdl.has(flags::IO_SPACE) { caching } else { Caching::WriteBack };
+    let (offset, bytes) = (mdl.header().byte_offset, mdl.bytes());
+    // SAFETY: the caller's.
+    let mapping =
+        unsafe { system_pte::map_numbers(mdl.pages(), offset, bytes, Leaf { access, caching }, at) }?;
+    let address = mapping.address();
+    let header = mdl.header_mut();
+    header.mapped_system_va = address.as_ptr();
+    header.flags |= flags::MAPPED_TO_SYSTEM_VA;
+    if header.flags & flags::PARTIAL != 0 {
+        header.flags |= flags::PARTIAL_HAS_BEEN_MAPPED;
+    }
+    Ok(address)
+}
+
+/// Where the kernel reaches the buffer, mapping it if it has no address yet: writable, as the list's pages are cached.
+///
+/// # Errors
+/// As [`map`].
+///
+/// # Safety
+/// As [`map`].
+#[doc(alias = "MmGetSystemAddressForMdlSafe")]
+pub unsafe fn system_address<L: Below<SpaceLock> + Below<Ipi>>(
+    mdl: &mut Mdl,
+    at: &mut Irql<L>,
+) -> Result<NonNull<u8>, MapError> {
+    let addressed = flags::MAPPED_TO_SYSTEM_VA | flags::SOURCE_IS_NONPAGED_POOL;
+    if mdl.header().flags & addressed != 0
+        && let Some(address) = NonNull::new(mdl.header().mapped_system_va)
+    {
+        return Ok(address);
+    }
+    // SAFETY: the caller's.
+    unsafe { map(mdl, Access::Write, Caching::WriteBack, at) }
+}
+
+/// Ends the mapping. On return no processor reaches the pages by it.
+///
+/// # Bugchecks
+/// MEMORY_MANAGEMENT (0x40B) if the list has none of its own.
+#[doc(alias = "MmUnmapLockedPages")]
+pub fn unmap<L: Below<SpaceLock> + Below<Ipi>>(mdl: &mut Mdl, at: &mut Irql<L>) {
+    let address = NonNull::new(mdl.header().mapped_system_va);
+    let Some(address) = address.filter(|_| mdl.has(flags::MAPPED_TO_SYSTEM_VA)) else { misuse(0x40B, mdl) };
+    // SAFETY: I2.
+    let mapping = unsafe { Mapping::from_address(address, mdl.bytes().into()) };
+    let header = mdl.header_mut();
+    header.flags &= !(flags::MAPPED_TO_SYSTEM_VA | flags::PARTIAL_HAS_BEEN_MAPPED);
+    header.mapped_system_va = core::ptr::null_mut();
+    system_pte::unmap(mapping, at);
+}
+
+/// How pages are chosen that nobody has yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    /// No byte below this.
+    pub lowest: u64,
+    /// No byte above this.
+    pub highest: u64,
+    /// How far both are moved up where the range has no more; zero: it is not left.
+    pub skip: u64,
+    /// Content unknown, instead of zero.
+    pub leave_content: bool,
+    /// All or nothing; else what there is.
+    pub all: bool,
+}
+
+/// Takes pages for a list of their own, as many as `bytes` and up to what a list can hold, each wherever it is. They have no address until
+/// they are mapped.
+///
+/// # Errors
+/// Not one page, or not all where all were wanted.
+#[doc(alias = "MmAllocatePagesForMdl")]
+#[doc(alias = "MmAllocatePagesForMdlEx")]
+pub fn allocate_pages<L: Below<PoolAccess> + Below<PfnLock> + Below<PageCacheAccess>>(
+    bytes: u32,
+    choice: &Choice,
+    at: &mut Irql<L>,
+) -> Result<Mdl, Exhausted> {
+    let most = (Mdl::MOST_PAGES as u64 * PAGE) as u32;
+    if choice.all && bytes > most {
+        return Err(Exhausted);
+    }
+    let wanted = bytes.min(most).next_multiple_of(PAGE as u32);
+    let mut mdl = allocate(core::ptr::null_mut(), wanted, at)?;
+    let mut taken = 0;
+    for slot in mdl.pages_mut() {
+        let Ok(page) = take_page(choice, at) else { break };
+        let page = page.into_number();
+        if !choice.leave_content {
+            // SAFETY: just taken.
+            unsafe { physical::address(page).write_bytes(0, PAGE as usize) };
+        }
+        *slot = page.number().into();
+        taken += 1;
+    }
+    mdl.header_mut().byte_count = taken * PAGE as u32;
+    mdl.header_mut().flags |= flags::PAGES_LOCKED;
+    if taken == 0 || (choice.all && taken * (PAGE as u32) < wanted) {
+        free_pages(&mut mdl, at);
+        // SAFETY: allocated above; its pages are gone.
+        unsafe { free_list(mdl, at) };
+        return Err(Exhausted);
+    }
+    Ok(mdl)
+}
+
+/// A page of the range, or of the next one up to the end of memory.
+fn take_page<L: Below<PageCacheAccess> + Below<PfnLock>>(
+    choice: &Choice,
+    at: &mut Irql<L>,
+) -> Result<Page, Exhausted> {
+    if choice.lowest == 0 && choice.highest >= u64::from(u32::MAX) * PAGE {
+        return physical::allocate(at);
+    }
+    let number = |address: u64| u32::try_from(address / PAGE).unwrap_or(u32::MAX);
+    let (mut lowest, mut highest) = (choice.lowest, choice.highest);
+    loop {
+        let within = PageRange {
+            start: number(lowest.next_multiple_of(PAGE)),
+            end: number(highest.saturating_add(1)),
+        };
+        if let Ok(page) = physical::allocate_contiguous_within(1, 0, within, at) {
+            return Ok(page);
+        }
+        if choice.skip == 0 || within.end >= physical::end_of_memory(at) {
+            return Err(Exhausted);
+        }
+        lowest = lowest.saturating_add(choice.skip);
+        highest = highest.saturating_add(choice.skip);
+    }
+}
+
+/// Gives the pages of such a list back; the list itself stays, empty, for [`free`].
+///
+/// # Bugchecks
+/// MEMORY_MANAGEMENT (0x40D) if it has none, or is still mapped.
+#[doc(alias = "MmFreePagesFromMdl")]
+pub fn free_pages<L: Below<PageCacheAccess>>(mdl: &mut Mdl, at: &mut Irql<L>) {
+    let wanted = mdl.header().flags & (flags::PAGES_LOCKED | flags::MAPPED_TO_SYSTEM_VA);
+    if wanted != flags::PAGES_LOCKED {
+        misuse(0x40D, mdl);
+    }
+    for &number in mdl.pages() {
+        // SAFETY: taken by `allocate_pages`, and not given back since: the flag says so.
+        physical::free(unsafe { Page::from_number(PageNumber::new(number as u32)) }, at);
+    }
+    let header = mdl.header_mut();
+    header.flags &= !flags::PAGES_LOCKED;
+    header.byte_count = 0;
+}
+
+/// The memory of a list that has neither pages nor a mapping.
+///
+/// # Safety
+/// It came from [`allocate`], and is not used any more.
+unsafe fn free_list<L: Below<PoolAccess>>(mdl: Mdl, at: &mut Irql<L>) {
+    // SAFETY: the caller's.
+    unsafe { pool::free(mdl.as_raw().cast(), TAG, at) };
+}

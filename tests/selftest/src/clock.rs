@@ -1,0 +1,280 @@
+//! Time: monotonic across processors, fresh in the shared page, and no interrupt that nobody needs.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use arch::vector;
+use kernel::boot::command_line::CommandLine;
+use kernel::boot::facts;
+use kernel::ke::dpc::Dpc;
+use kernel::ke::event::{Event, EventKind};
+use kernel::ke::prcb::{self, Processor};
+use kernel::ke::shared_data::{self, SharedData};
+use kernel::ke::timer::{Due, Options, Timer, TimerKind};
+use kernel::ke::{clock, wait};
+use sync::irql::{High, Irql, Passive};
+
+use crate::everywhere;
+use crate::probe;
+use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("clock::monotonic_across_processors", monotonic),
+    ("clock::runs_at_the_rate_of_the_pit", rate),
+    ("clock::shared_page_is_at_its_address_and_read_only", shared_page),
+    ("clock::shared_page_has_what_drivers_read_inline", inline_readers),
+    ("clock::shared_page_is_updated_while_busy", kept_up_to_date),
+    ("clock::goes_on_when_its_owner_goes_idle", handed_over),
+    ("clock::shared_page_is_fresh_after_all_were_idle", fresh_after_idle),
+    ("clock::idle_processors_are_left_alone", idle_interrupts),
+];
+
+/// The interrupt time, precise and of the shared page, the tick count and the performance counter.
+fn monotonic(at: &mut Irql<Passive>) -> Result {
+    const CLOCKS: [fn() -> u64; 4] =
+        [clock::interrupt_time_precise, clock::interrupt_time, clock::tick_count, clock::performance_counter];
+    static LATEST: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+    static BACKWARDS: AtomicU32 = AtomicU32::new(0);
+    BACKWARDS.store(0, Ordering::Relaxed);
+    everywhere::run(at, |_, _| {
+        for _ in 0..20_000 / prcb::count() {
+            for (clock, latest) in CLOCKS.iter().zip(&LATEST) {
+                let before = latest.load(Ordering::Acquire);
+                let now = clock();
+                BACKWARDS.fetch_add(u32::from(now < before), Ordering::Relaxed);
+                latest.fetch_max(now, Ordering::AcqRel);
+            }
+        }
+    });
+    equal(BACKWARDS.load(Ordering::Relaxed).into(), 0, "times before one that another processor had read")
+}
+
+fn shared_page(_: &mut Irql<Passive>) -> Result {
+    // SAFETY: the page is mapped there, readable, for good; all its fields are atomics.
+    let page = unsafe { &*(shared_data::ADDRESS as *const SharedData) };
+    let before = clock::interrupt_time();
+    let (interrupt, system) = (page.interrupt_time.read(), page.system_time.read());
+    check(
+        interrupt >= before && interrupt <= clock::interrupt_time_precise(),
+        "interrupt time",
+        interrupt,
+        before,
+    )?;
+    // 2020 to 2100, unless the loader had no date.
+    let year_2020 = 132_223_104_000_000_000;
+    let year_2100 = 157_469_184_000_000_000;
+    let dated = facts().info.unix_seconds.is_none() || (year_2020..year_2100).contains(&system);
+    check(dated, "system time", system, 0)?;
+    equal(page.tick_count.read(), page.interrupt_time.read() / shared_data::TICK, "tick count")?;
+    check(probe::store(shared_data::ADDRESS + 8).is_some(), "a write didn't fault", 0, 0)
+}
+
+/// A value of the page by its place, as a driver's macros have it.
+fn inline<T: Copy>(offset: u64) -> T {
+    // SAFETY: within the page, which is mapped readable for good, at a multiple of the size; any bytes are a number.
+    unsafe { ((shared_data::ADDRESS + offset) as *const T).read_volatile() }
+}
+
+/// The three words of a KSYSTEM_TIME.
+fn inline_time(offset: u64) -> u64 {
+    loop {
+        let (high, low, again) =
+            (inline::<u32>(offset + 4), inline::<u32>(offset), inline::<u32>(offset + 8));
+        if high == again {
+            return u64::from(high) << 32 | u64::from(low);
+        }
+    }
+}
+
+/// With the offsets of NT's headers as numbers, and against what the kernel's own queries say.
+fn inline_readers(_: &mut Irql<Passive>) -> Result {
+    let times: [(u64, fn() -> u64); 3] =
+        [(0x08, clock::interrupt_time), (0x14, clock::system_time), (0x320, clock::tick_count)];
+    for (offset, query) in times {
+        let (before, found, after) = (query(), inline_time(offset), query());
+        check((before..=after).contains(&found), "a time read inline", offset, found)?;
+    }
+    let increment = u64::from(clock::time_increment());
+    let (ticks, time) = (inline_time(0x320), inline_time(0x08));
+    check(
+        time / increment >= ticks && time / increment - ticks < 1000,
+        "ticks of the increment",
+        ticks,
+        time,
+    )?;
+    // GetTickCount's arithmetic: milliseconds.
+    let milliseconds = (ticks * u64::from(inline::<u32>(0x04))) >> 24;
+    equal(milliseconds, ticks * increment / 10_000, "milliseconds of the ticks")?;
+    equal(inline_time(0x20), 0, "time zone bias")?;
+    let (major, minor, build) = shared_data::VERSION;
+    let words = [
+        (0x244, 2 << 20, "large page"),
+        (0x260, build, "build"),
+        (0x264, 1, "product: a workstation"),
+        (0x26C, major, "major version"),
+        (0x270, minor, "minor version"),
+        (0x3C0, prcb::count(), "processors"),
+    ];
+    for (offset, wanted, what) in words {
+        equal(inline::<u32>(offset).into(), wanted.into(), what)?;
+    }
+    for (offset, wanted, what) in
+        [(0x2C, 0x8664, "lowest image"), (0x2E, 0x8664, "highest"), (0x26A, 9, "AMD64")]
+    {
+        equal(inline::<u16>(offset).into(), wanted, what)?;
+    }
+    // CMPXCHG8B, SSE2, no-execute, CMPXCHG16B; not the Alpha's byte instructions.
+    let features = [2, 10, 12, 14, 5].map(|number| inline::<u8>(0x274 + number));
+    check(features == [1, 1, 1, 1, 0], "processor features", u64::from(features[0]), 0)?;
+    let debugged = CommandLine::new(facts().info.command_line).has("debug");
+    equal(inline::<u8>(0x2D4).into(), if debugged { 3 } else { 0 }, "debugger enabled")?;
+    equal(inline::<u64>(0x300), clock::performance_frequency(), "rate of the performance counter")?;
+    let pages: u32 = inline(0x2E8);
+    check(pages > 8192, "pages of memory", pages.into(), 0)
+}
+
+/// On a processor that spins: the page moves on by itself, every 15.6 ms where the host lets the clock interrupt in time.
+fn kept_up_to_date(_: &mut Irql<Passive>) -> Result {
+    let (mut updates, mut least) = (0, u64::MAX);
+    while updates < 5 || updates < 100 && least > 156_000 {
+        let before = clock::interrupt_time();
+        let begun = clock::since_start();
+        while clock::interrupt_time() == before {
+            check(clock::since_start() - begun < 2_000_000, "no update for two seconds", before, 0)?;
+            arch::cpu::spin_hint();
+        }
+        // The first one may have been under way for as long as anybody.
+        if updates > 0 {
+            least = least.min(clock::interrupt_time() - before);
+        }
+        updates += 1;
+    }
+    check(least <= 156_000, "100 ns between two updates", least, updates)
+}
+
+/// A timer makes another processor the first busy one, hence the clock's owner. It wakes this one and goes idle: the page moves on
+/// where somebody is busy.
+fn handed_over(at: &mut Irql<Passive>) -> Result {
+    need_processors(2)?;
+    static AWAKE: AtomicU32 = AtomicU32::new(0);
+    static WOKEN: Event = Event::new(EventKind::Synchronization, false);
+    static WAKE: Dpc = Dpc::new(|_, at, _| {
+        AWAKE.store(1, Ordering::Release);
+        WOKEN.set(0, at);
+    });
+    static FIRST: Dpc = Dpc::new(|_, at, _| {
+        WAKE.queue([0; 2], at);
+        while AWAKE.load(Ordering::Acquire) == 0 {
+            arch::cpu::spin_hint();
+        }
+    });
+    static TIMER: Timer = Timer::new(TimerKind::Notification);
+    AWAKE.store(0, Ordering::Relaxed);
+    WAKE.set_target(Some(arch::cpu::number()));
+    FIRST.set_target(Some(prcb::count() - 1));
+    TIMER.set(Due::In(200_000), Options::default(), Some(&FIRST), at);
+    let _ = wait::for_single(&WOKEN, None, at);
+    kept_up_to_date(at)
+}
+
+/// What the PIT's channel 2 counts in 2¹⁶ − 1 of its ticks, counted by the interrupt time: within 0.5 %. The bracket around
+/// either end is measured too, so a processor that the host holds up makes it try again, not fail.
+fn rate(at: &mut Irql<Passive>) -> Result {
+    const PIT_HZ: u64 = 1_193_182;
+    const WANTED: u64 = 65_535 * 10_000_000 / PIT_HZ;
+    const ALLOWED: u64 = WANTED / 200;
+    for _ in 0..40 {
+        let _undisturbed = at.raise::<High>();
+        let gate = port_in(0x61) & !2 | 1;
+        port_out(0x61, gate);
+        // Channel 2, both bytes, mode 0; the count starts with the high one.
+        port_out(0x43, 0b1011_0000);
+        port_out(0x42, 0xFF);
+        let start_least = clock::interrupt_time_precise();
+        port_out(0x42, 0xFF);
+        let start_most = clock::interrupt_time_precise();
+        let mut end_least = start_most;
+        loop {
+            let before = clock::interrupt_time_precise();
+            if port_in(0x61) & 1 << 5 != 0 {
+                break;
+            }
+            end_least = before;
+            check(end_least - start_most < 100_000_000, "the PIT doesn't count", 0, 0)?;
+        }
+        let end_most = clock::interrupt_time_precise();
+        let (least, most) = (end_least - start_most, end_most - start_least);
+        check(least <= WANTED + ALLOWED && most >= WANTED - ALLOWED, "100 ns in 55 ms", least, most)?;
+        if most - least < ALLOWED {
+            return Ok(());
+        }
+    }
+    Err(Verdict::Skip("needs a host that leaves a processor in peace for 55 ms"))
+}
+
+fn port_in(port: u16) -> u8 {
+    let value: u8;
+    // SAFETY: reading port 0x61 has no side effect.
+    unsafe { core::arch::asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack)) };
+    value
+}
+
+fn port_out(port: u16, value: u8) {
+    // SAFETY: the PIT's channel 2 and its gate are used by calibration alone, which was before.
+    unsafe { core::arch::asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
+}
+
+/// A timer ends the idle time of all: its DPC must find a page that is as new as the timer's due time.
+fn fresh_after_idle(at: &mut Irql<Passive>) -> Result {
+    static FOUND: AtomicU64 = AtomicU64::new(0);
+    static EXPIRED: Event = Event::new(EventKind::Synchronization, false);
+    static DPC: Dpc = Dpc::new(|_, at, _| {
+        FOUND.store(clock::interrupt_time(), Ordering::Release);
+        EXPIRED.set(0, at);
+    });
+    static TIMER: Timer = Timer::new(TimerKind::Notification);
+    for _ in 0..5 {
+        FOUND.store(0, Ordering::Relaxed);
+        let due = clock::interrupt_time_precise() + 500_000;
+        TIMER.set(Due::In(500_000), Options::default(), Some(&DPC), at);
+        let _ = wait::for_single(&EXPIRED, None, at);
+        let found = FOUND.load(Ordering::Relaxed);
+        check(found >= due, "the page is older than the interrupt", found, due)?;
+    }
+    Ok(())
+}
+
+/// Interrupts of every vector that a processor took.
+fn interrupts(processor: &Processor) -> u64 {
+    (0..=255).map(|vector| u64::from(processor.prcb().interrupt_count(vector))).sum()
+}
+
+/// All idle for `idle_ms=` milliseconds (1000 unless the command line says more): fewer than two interrupts a second each.
+fn idle_interrupts(at: &mut Irql<Passive>) -> Result {
+    static TIMER: Timer = Timer::new(TimerKind::Notification);
+    let milliseconds = match CommandLine::new(facts().info.command_line).number("idle_ms") {
+        Some(Ok(milliseconds)) => milliseconds.max(1000),
+        _ => 1000,
+    };
+    // What earlier tests left to be done is done by now.
+    clock::stall(50_000);
+    let mut before = [0; prcb::MAX_PROCESSORS];
+    for (slot, processor) in before.iter_mut().zip(prcb::all()) {
+        *slot = interrupts(processor);
+    }
+    TIMER.set(Due::In(milliseconds * 10_000), Options::default(), None, at);
+    let _ = wait::for_single(&TIMER, None, at);
+    let allowed = 2 * milliseconds / 1000;
+    for (before, processor) in before.iter().zip(prcb::all()) {
+        let number = processor.prcb().number();
+        let taken = interrupts(processor) - before;
+        let clocks = processor.prcb().interrupt_count(vector::CLOCK);
+        kernel::info!(
+            "clock: processor {number}: {taken} interrupts in {milliseconds} ms idle; {clocks} clock interrupts so far"
+        );
+        // Not idle time, on this processor: the end of the wait; and the clock's update, which may find it on its way into the wait, at
+        // DISPATCH, so that the watchdog looks once more.
+        let own = if number == arch::cpu::number() { 3 } else { 0 };
+        check(taken < allowed + own, "interrupts while idle", taken, number.into())?;
+    }
+    Ok(())
+}

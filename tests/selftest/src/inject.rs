@@ -1,0 +1,111 @@
+//! The self-tests with an allocation refused (`inject` on the command line): each test once as it is, which counts its allocations, and then
+//! once for each of them with that one refused. Whatever the test says of it, nothing may be left behind: no level, no memory.
+//!
+//! Where there are more than a few dozen, the later ones are sampled, the further apart the later; tests that take long get fewer.
+
+use arch::exit::Outcome;
+use kernel::ke::{clock, thread};
+use kernel::mm::zeroing::Pause;
+use kernel::mm::{inject, paged, physical, pool, system_pte};
+use sync::irql::{Irql, Passive};
+
+use crate::runner::{self, Result, Test, Verdict, check, equal};
+use crate::{everywhere, held};
+
+/// Left out: what measures time, which a refusal or a busy machine changes; and tests that give back what they hold only where they
+/// pass, whose allocations `paths` has.
+const LEFT_OUT: [&str; 9] = [
+    "clock::",
+    "memory_mdl::",
+    "memory_pages::exhaustion",
+    "memory_pages::what_others",
+    "memory_pressure::",
+    "threads::equal",
+    "timers::absolute",
+    "user_mode::",
+    "waits::",
+];
+
+/// Allocations that are refused one by one.
+const EACH: u64 = 24;
+/// Microseconds of a test above which its later allocations are not tried.
+const LONG: u64 = 300_000;
+
+pub(crate) fn run<'a>(tests: impl Iterator<Item = &'a Test>, at: &mut Irql<Passive>) -> Outcome {
+    let _pause = Pause::begin(at);
+    let (mut passed, mut failed, mut skipped, mut refused) = (0, 0, 0, 0);
+    for (name, test) in tests.filter(|(name, _)| !LEFT_OUT.iter().any(|start| name.starts_with(start))) {
+        kernel::info!("run  {name}");
+        match every_failure(*test, at) {
+            Ok(count) => {
+                passed += 1;
+                refused += count;
+                kernel::info!("ok   {name} ({count} us)");
+            }
+            Err((n, Verdict::Fail(what, a, b))) => {
+                failed += 1;
+                kernel::info!("FAIL {name}: allocation {n} refused: {what} ({a:#x}, {b:#x})");
+            }
+            Err((n, Verdict::Skip(why))) => {
+                skipped += 1;
+                kernel::info!("skip {name}: {why}, allocation {n}");
+            }
+        }
+    }
+    kernel::info!("inject: {refused} allocations refused");
+    kernel::info!("selftest: {passed} passed, {failed} failed, {skipped} skipped");
+    if failed == 0 && refused > 0 { Outcome::Passed } else { Outcome::Failed }
+}
+
+type Run = fn(&mut Irql<Passive>) -> Result;
+
+/// How many allocations were refused; or what was wrong after the n-th.
+fn every_failure(test: Run, at: &mut Irql<Passive>) -> core::result::Result<u64, (u64, Verdict)> {
+    pool::mark(at);
+    paged::mark(at);
+    inject::fail_nth(u64::MAX);
+    let start = clock::since_start();
+    let result = test(at);
+    let seen = u64::MAX - inject::left();
+    let took = clock::since_start() - start;
+    inject::stop();
+    result.and_then(|()| runner::left_no_memory(at)).map_err(|verdict| (0, verdict))?;
+    let last = if took > LONG { seen.min(EACH / 4) } else { seen };
+    let (mut n, mut refused) = (1, 0);
+    while n <= last {
+        refused += one_failure(test, n, at).map_err(|verdict| (n, verdict))?;
+        n += if n < EACH { 1 } else { n / 2 };
+    }
+    Ok(refused)
+}
+
+/// The test with its n-th allocation refused: how many were.
+fn one_failure(test: Run, n: u64, at: &mut Irql<Passive>) -> core::result::Result<u64, Verdict> {
+    let before = memory(at);
+    pool::mark(at);
+    paged::mark(at);
+    inject::fail_nth(n);
+    let result = test(at);
+    let refused = inject::stop();
+    held::release(at);
+    // Its allocations are not the same in every run; where none was refused, it must pass.
+    if refused == 0 {
+        result?;
+    }
+    runner::left_clean()?;
+    runner::left_no_memory(at)?;
+    let after = memory(at);
+    equal(after.0.into(), before.0.into(), "pages lost or made")?;
+    equal(after.1.into(), before.1.into(), "pages promised")?;
+    check(physical::verify(at).is_ok() && paged::verify(at).is_ok(), "damage", 0, 0)?;
+    Ok(refused)
+}
+
+/// Free pages and those that became tables, which stay; and pages that are promised.
+fn memory(at: &mut Irql<Passive>) -> (u32, u32) {
+    thread::trim(at);
+    paged::drain(at);
+    everywhere::run(at, |at, _| pool::drain_everything(at));
+    let counts = physical::counts(at);
+    (counts.free + counts.zeroed + system_pte::table_pages(at), counts.promised)
+}

@@ -1,0 +1,255 @@
+//! Memory descriptor lists on the machine: pages found, held, mapped, let go.
+
+use core::ptr::NonNull;
+
+use arch::paging::{Flags, PAGE, translate};
+use kernel::boot::facts;
+use kernel::mm::mdl::{Mdl, MdlError, flags};
+use kernel::mm::mdl_pages::{self, AccessViolation, Operation};
+use kernel::mm::pages::Page;
+use kernel::mm::pfn::PageNumber;
+use kernel::mm::physical;
+use kernel::mm::pool::{self, Tag};
+use kernel::mm::system_pte;
+use kernel::mm::tables::{Access, Caching};
+use sync::irql::{Irql, Passive};
+
+use crate::probe;
+use crate::runner::{Result, Test, Verdict, check, equal};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("memory_mdl::nonpaged_memory_is_described", nonpaged),
+    ("memory_mdl::locked_pages_are_referenced_until_unlocked", locked),
+    ("memory_mdl::a_locked_buffer_is_mapped_and_unmapped", mapped),
+    ("memory_mdl::parts_rely_on_the_whole", parts),
+    ("memory_mdl::what_can_not_be_locked_leaves_nothing_held", refused),
+    ("memory_mdl::device_pages_are_mapped_as_asked", device),
+];
+
+const TAG: Tag = Tag::new(b"TMdl");
+const BYTES: u32 = 3 * PAGE as u32;
+
+type Found<T> = core::result::Result<T, Verdict>;
+
+fn no<E>(what: &'static str) -> impl Fn(E) -> Verdict {
+    move |_| Verdict::Fail(what, 0, 0)
+}
+
+/// Three pages in a row, and where the HHDM has them.
+fn buffer(at: &mut Irql<Passive>) -> Found<(*mut u8, [PageNumber; 3])> {
+    let first = physical::allocate_contiguous(3, 0, None, at).map_err(no("no pages"))?.into_number();
+    let mut pages = [first; 3];
+    for (behind, page) in (0..).zip(&mut pages) {
+        let number = u64::from(first.number()) + behind;
+        *page = physical::in_use(number, at).ok_or(Verdict::Fail(
+            "an allocated page is not in use",
+            number,
+            0,
+        ))?;
+    }
+    Ok((physical::address(first), pages))
+}
+
+fn release(pages: [PageNumber; 3], at: &mut Irql<Passive>) {
+    // SAFETY: from `buffer`, and nobody uses them any more.
+    unsafe { physical::free_contiguous(Page::from_number(pages[0]), 3, at) };
+}
+
+fn references(page: PageNumber) -> u64 {
+    physical::references(page).0.into()
+}
+
+fn nonpaged(at: &mut Irql<Passive>) -> Result {
+    let block = pool::allocate(TAG, 6000, at).map_err(no("no pool"))?.cast::<u8>();
+    let mut mdl = mdl_pages::allocate(block.as_ptr().wrapping_add(10), 5990, at).map_err(no("no list"))?;
+    mdl_pages::build_for_nonpaged(&mut mdl);
+    let right = (0..mdl.page_count()).all(|page| {
+        let address = mdl.header().start_va.addr() as u64 + page as u64 * PAGE;
+        translate(address).is_some_and(|(physical, _)| physical / PAGE == mdl.pages()[page])
+    });
+    // SAFETY: nothing is mapped: the pool has it mapped.
+    let address = unsafe { mdl_pages::system_address(&mut mdl, at) };
+    let same = address.is_ok_and(|address| address.as_ptr() == block.as_ptr().wrapping_add(10));
+    let advanced = mdl.advance_unlocked(4096) == Ok(()) && mdl.header().mapped_system_va == mdl.address();
+    // SAFETY: ours.
+    unsafe {
+        mdl_pages::free(mdl, at);
+        pool::free(block, TAG, at);
+    }
+    check(right, "other pages", 0, 0)?;
+    check(same, "another address than the pool's", 0, 0)?;
+    check(advanced, "advanced to another place", 0, 0)
+}
+
+fn locked(at: &mut Irql<Passive>) -> Result {
+    let (memory, pages) = buffer(at)?;
+    // The last byte of the first page to the first of the third.
+    let mut mdl = mdl_pages::allocate(memory.wrapping_add(4095), 4098, at).map_err(no("no list"))?;
+    let mut second = mdl_pages::allocate(memory, BYTES, at).map_err(no("no list"))?;
+    mdl_pages::probe_and_lock(&mut mdl, Operation::Write, at).map_err(no("not locked"))?;
+    let once = pages.map(references);
+    mdl_pages::probe_and_lock(&mut second, Operation::Read, at).map_err(no("not locked twice"))?;
+    let twice = pages.map(references);
+    let numbers = pages.map(|page| u64::from(page.number()));
+    let right = mdl.pages() == numbers && second.pages() == numbers;
+    let written = mdl.has(flags::WRITE_OPERATION) && !second.has(flags::WRITE_OPERATION);
+    let advanced = mdl_pages::advance(&mut mdl, 4097, at);
+    let after = pages.map(references);
+    let too_far = mdl_pages::advance(&mut mdl, 2, at);
+    mdl_pages::unlock(&mut mdl, at);
+    mdl_pages::unlock(&mut second, at);
+    let end = pages.map(references);
+    // SAFETY: unlocked.
+    unsafe {
+        mdl_pages::free(mdl, at);
+        mdl_pages::free(second, at);
+    }
+    release(pages, at);
+    check(right && written, "other pages, or flags", 0, 0)?;
+    for (found, wanted, what) in [
+        (once, [2, 2, 2], "references of a locked page"),
+        (twice, [3, 3, 3], "references of a page locked twice"),
+        (after, [2, 2, 3], "references after an advance"),
+        (end, [1, 1, 1], "references at the end"),
+    ] {
+        for (found, wanted) in found.into_iter().zip(wanted) {
+            equal(found, wanted, what)?;
+        }
+    }
+    check(advanced == Ok(()) && too_far == Err(MdlError::Range), "advances", 0, 0)
+}
+
+fn mapped(at: &mut Irql<Passive>) -> Result {
+    let (memory, pages) = buffer(at)?;
+    let free = system_pte::free(at);
+    let start = memory.wrapping_add(100);
+    let mut mdl = mdl_pages::allocate(start, 9000, at).map_err(no("no list"))?;
+    mdl_pages::probe_and_lock(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
+    // SAFETY: our own pages.
+    let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::Uncached, at) };
+    let address = address.map_err(no("not mapped"))?;
+    let rights = translate(address.addr().get() as u64).map_or(Flags::empty(), |(_, flags)| flags);
+    let mut same = true;
+    for at in [0, 1, 3995, 3996, 8999] {
+        // SAFETY: both are the buffer, `at` bytes behind its start.
+        unsafe {
+            start.add(at).write_volatile(at as u8 ^ 0x55);
+            same &= address.as_ptr().add(at).read_volatile() == at as u8 ^ 0x55;
+            address.as_ptr().add(at).write_volatile(at as u8);
+            same &= start.add(at).read_volatile() == at as u8;
+        }
+    }
+    // SAFETY: our own pages.
+    let again = unsafe { mdl_pages::system_address(&mut mdl, at) };
+    let refused = mdl_pages::advance(&mut mdl, 1, at);
+    mdl_pages::unmap(&mut mdl, at);
+    let after = probe::read(address.addr().get() as u64);
+    // Once more, ended by the unlock.
+    // SAFETY: our own pages.
+    let second = unsafe { mdl_pages::system_address(&mut mdl, at) }.map_err(no("not mapped again"))?;
+    mdl_pages::unlock(&mut mdl, at);
+    let at_end = probe::read(second.addr().get() as u64);
+    // SAFETY: unlocked.
+    unsafe { mdl_pages::free(mdl, at) };
+    release(pages, at);
+    check(same, "another memory", 0, 0)?;
+    // Memory stays cached whatever is asked.
+    let wrong = Flags::NO_CACHE | Flags::WRITE_THROUGH;
+    check(rights.contains(Flags::NO_EXECUTE) && !rights.intersects(wrong), "rights", rights.bits(), 0)?;
+    check(again == Ok(address) && refused == Err(MdlError::Mapped), "a mapped list", 0, 0)?;
+    check(after.is_some() && at_end.is_some(), "still there after the unmap", 0, 0)?;
+    equal(system_pte::free(at) as u64, free as u64, "system PTEs at the end")
+}
+
+fn parts(at: &mut Irql<Passive>) -> Result {
+    let (memory, pages) = buffer(at)?;
+    let mut whole = mdl_pages::allocate(memory, BYTES, at).map_err(no("no list"))?;
+    let mut part = mdl_pages::allocate(memory.wrapping_add(4000), 200, at).map_err(no("no list"))?;
+    mdl_pages::probe_and_lock(&mut whole, Operation::Write, at).map_err(no("not locked"))?;
+    whole.build_partial(&mut part, memory.wrapping_add(4000), 200).map_err(no("no part"))?;
+    // SAFETY: our own pages.
+    let first = unsafe { mdl_pages::system_address(&mut part, at) }.map_err(no("not mapped"))?;
+    // SAFETY: both lead to the buffer's byte 4000 + 150, in its second page.
+    let same = unsafe {
+        memory.add(4150).write_volatile(0x77);
+        first.as_ptr().add(150).read_volatile() == 0x77
+    };
+    let own = part.has(flags::PARTIAL_HAS_BEEN_MAPPED | flags::MAPPED_TO_SYSTEM_VA);
+    mdl_pages::prepare_for_reuse(&mut part, at);
+    let ended = probe::read(first.addr().get() as u64).is_some();
+    // Of a whole that is mapped, a part knows the address.
+    // SAFETY: our own pages.
+    let base = unsafe { mdl_pages::system_address(&mut whole, at) }.map_err(no("not mapped"))?;
+    whole.build_partial(&mut part, memory.wrapping_add(8000), 192).map_err(no("no second part"))?;
+    let known = part.has(flags::PARENT_MAPPED_SYSTEM_VA)
+        && part.header().mapped_system_va == base.as_ptr().wrapping_add(8000);
+    let held = pages.map(references);
+    mdl_pages::unlock(&mut whole, at);
+    // SAFETY: unlocked; the part holds nothing.
+    unsafe {
+        mdl_pages::free(part, at);
+        mdl_pages::free(whole, at);
+    }
+    release(pages, at);
+    check(same && own && ended, "the mapping of a part", same.into(), ended.into())?;
+    check(known, "a part of a mapped list", 0, 0)?;
+    equal(held[1], 2, "references with a part")
+}
+
+static CONSTANT: [u64; 4] = [1, 2, 3, 4];
+
+fn refused(at: &mut Irql<Passive>) -> Result {
+    let (memory, pages) = buffer(at)?;
+    let lock = |address: *mut u8, bytes, operation, at: &mut Irql<Passive>| -> Found<_> {
+        let mut mdl: Mdl = mdl_pages::allocate(address, bytes, at).map_err(no("no list"))?;
+        let result = mdl_pages::probe_and_lock(&mut mdl, operation, at);
+        if result.is_ok() {
+            mdl_pages::unlock(&mut mdl, at);
+        }
+        // SAFETY: not locked.
+        unsafe { mdl_pages::free(mdl, at) };
+        Ok(result)
+    };
+    let constant = core::ptr::from_ref(&CONSTANT).cast_mut().cast::<u8>();
+    let read = lock(constant, 32, Operation::Read, at)?;
+    let write = lock(constant, 32, Operation::Write, at)?;
+    let user = lock(NonNull::<u8>::dangling().as_ptr().wrapping_add(0x10_0000), 8, Operation::Read, at)?;
+    // Two pages mapped, and the empty one behind them.
+    // SAFETY: our own pages.
+    let mapping = unsafe { system_pte::map(&pages[..2], Access::Write, at) }.map_err(no("not mapped"))?;
+    let behind = lock(mapping.address().as_ptr(), BYTES, Operation::Read, at)?;
+    let inside = lock(mapping.address().as_ptr(), 2 * PAGE as u32, Operation::Write, at)?;
+    system_pte::unmap(mapping, at);
+    let held = pages.map(references);
+    release(pages, at);
+    // Nobody's pages now, though the HHDM has them mapped.
+    let free = lock(memory, 8, Operation::Read, at)?;
+    check(read.is_ok() && inside.is_ok(), "not locked", 0, 0)?;
+    for (result, which) in [(write, 1), (user, 2), (behind, 3), (free, 4)] {
+        check(result == Err(AccessViolation), "locked", which, 0)?;
+    }
+    check(held == [1, 1, 1], "a reference left behind", held[0], held[1])
+}
+
+fn device(at: &mut Irql<Passive>) -> Result {
+    let Some(chip) = facts().firmware.io_apics.as_slice().first() else {
+        return Err(Verdict::Skip("needs an I/O APIC"));
+    };
+    let registers = u64::from(chip.address);
+    // SAFETY: the I/O APIC's registers, which are not touched.
+    let mapping = unsafe { system_pte::map_io(registers, 0x20, Caching::Uncached, at) };
+    let mapping = mapping.map_err(no("not mapped"))?;
+    let mut mdl = mdl_pages::allocate(mapping.address().as_ptr(), 0x20, at).map_err(no("no list"))?;
+    mdl_pages::probe_and_lock(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
+    let is_device = mdl.has(flags::IO_SPACE);
+    // SAFETY: as above.
+    let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::Uncached, at) };
+    let found = address.ok().and_then(|address| translate(address.addr().get() as u64));
+    mdl_pages::unlock(&mut mdl, at);
+    // SAFETY: unlocked.
+    unsafe { mdl_pages::free(mdl, at) };
+    system_pte::unmap(mapping, at);
+    let uncached = Flags::NO_CACHE | Flags::WRITE_THROUGH;
+    let right = found.is_some_and(|(physical, flags)| physical == registers && flags.contains(uncached));
+    check(is_device && right, "a device's page", found.map_or(0, |(_, flags)| flags.bits()), 0)
+}

@@ -1,0 +1,272 @@
+//! Everything that allocates, done and undone once, so that nothing is left whichever allocation fails (`inject`): a step that fails undoes
+//! those before it. What a path says then is what its caller would see.
+
+use core::ptr::NonNull;
+
+use arch::paging::PAGE;
+use kernel::ex::Resource;
+use kernel::ke::interrupt::{Claim, Interrupt, Request, Share, Source};
+use kernel::ke::{extended, ipi, thread, wait};
+use kernel::mm::contiguous::{self, Place};
+use kernel::mm::mdl_pages::{self, Choice, Operation};
+use kernel::mm::paged::{self, PagedOwned};
+use kernel::mm::pages::Page;
+use kernel::mm::pfn::PageNumber;
+use kernel::mm::pool::{self, Owned, Tag};
+use kernel::mm::process::here::{Here, ProcessSpace, attached};
+use kernel::mm::process::section::Section;
+use kernel::mm::process::virtual_memory::{COMMIT, DECOMMIT, RELEASE, RESERVE};
+use kernel::mm::tables::{Access, Caching};
+use kernel::mm::{executable, physical, system_pte, user};
+use kernel::rtl::NtStatus;
+use sync::irql::{Irql, Passive};
+use sync::{InterruptLock, Once, resource};
+
+use crate::edu::LEVEL;
+use crate::runner::{Result, Test, Verdict, check, equal};
+
+extern crate alloc;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("paths::pool_of_every_kind_of_size", pool_sizes),
+    ("paths::paged_pool_of_every_kind_of_size", paged_sizes),
+    ("paths::executable_pool_of_every_kind_of_size", executable_sizes),
+    ("paths::boxes_and_collections", boxes),
+    ("paths::many_pages_mapped_in_a_row", mapped),
+    ("paths::lists_locked_and_mapped", lists),
+    ("paths::pages_for_a_list", pages_for_list),
+    ("paths::contiguous_memory", in_a_row),
+    ("paths::memory_of_a_process", process_memory),
+    ("paths::copies_of_a_section", section_copies),
+    ("paths::a_thread", a_thread),
+    ("paths::extended_state", extended_state),
+    ("paths::an_interrupt", an_interrupt),
+    ("paths::a_resource_of_two", a_resource),
+];
+
+const TAG: Tag = Tag::new(b"Path");
+const REFUSED: Verdict = Verdict::Fail("refused", 0, 0);
+
+/// Takes a block of each size, by `take`, then gives back those that there are.
+fn sizes<const N: usize>(
+    sizes: [usize; N],
+    at: &mut Irql<Passive>,
+    take: impl Fn(usize, &mut Irql<Passive>) -> Option<NonNull<u8>>,
+    free: impl Fn(NonNull<u8>, &mut Irql<Passive>),
+) -> Result {
+    let blocks = sizes.map(|size| take(size, at));
+    // Each can be used, whatever became of the others.
+    for (block, size) in blocks.iter().zip(sizes) {
+        if let Some(block) = block {
+            // SAFETY: the path's own block.
+            unsafe { block.as_ptr().write_bytes(1, size) };
+        }
+    }
+    let missing = blocks.iter().filter(|block| block.is_none()).count();
+    blocks.into_iter().flatten().for_each(|block| free(block, at));
+    equal(missing as u64, 0, "blocks refused")
+}
+
+fn pool_sizes(at: &mut Irql<Passive>) -> Result {
+    sizes(
+        [16, 100, 1000, 3000, 4096, 9000, 100_000],
+        at,
+        |size, at| pool::allocate(TAG, size, at).ok().map(NonNull::cast),
+        // SAFETY: the path's own block.
+        |block, at| unsafe { pool::free(block, TAG, at) },
+    )
+}
+
+fn paged_sizes(at: &mut Irql<Passive>) -> Result {
+    sizes(
+        [16, 100, 1000, 3000, 4096, 9000, 100_000, 3 << 20],
+        at,
+        |size, at| paged::allocate(TAG, size, at).ok().map(NonNull::cast),
+        // SAFETY: as above.
+        |block, at| unsafe { paged::free(block, TAG, at) },
+    )
+}
+
+fn executable_sizes(at: &mut Irql<Passive>) -> Result {
+    sizes(
+        [16, 5000, 100_000],
+        at,
+        |size, at| executable::allocate(TAG, size, at).ok().map(NonNull::cast),
+        // SAFETY: as above.
+        |block, at| unsafe { executable::free(block, TAG, at) },
+    )
+}
+
+fn boxes(at: &mut Irql<Passive>) -> Result {
+    let first = Owned::try_new(TAG, [1_u64; 20], at).map_err(|_| REFUSED)?;
+    let second = PagedOwned::try_new(TAG, [2_u64; 600], at).map_err(|_| REFUSED)?;
+    let mut numbers = alloc::vec::Vec::new();
+    for number in 0..200_u64 {
+        numbers.try_reserve(1).map_err(|_| REFUSED)?;
+        numbers.push(number);
+    }
+    let sum = first.iter().sum::<u64>() + second.get(at).iter().sum::<u64>() + numbers.iter().sum::<u64>();
+    equal(sum, 20 + 1200 + 19_900, "what was stored")
+}
+
+/// Pages of the path's own, which go back in any case.
+fn with_pages<const N: usize>(
+    at: &mut Irql<Passive>,
+    then: impl FnOnce(&[PageNumber; N], &mut Irql<Passive>) -> Result,
+) -> Result {
+    let pages = [(); N].map(|()| physical::allocate_zeroed(at).ok().map(Page::into_number));
+    let mut numbers = [None; N];
+    numbers.copy_from_slice(&pages);
+    let result = match numbers[0].filter(|_| numbers.iter().all(Option::is_some)) {
+        Some(first) => then(&numbers.map(|number| number.unwrap_or(first)), at),
+        None => Err(REFUSED),
+    };
+    for page in pages.into_iter().flatten() {
+        // SAFETY: taken above, mapped nowhere any more.
+        physical::free(unsafe { Page::from_number(page) }, at);
+    }
+    result
+}
+
+fn mapped(at: &mut Irql<Passive>) -> Result {
+    with_pages::<20>(at, |pages, at| {
+        // SAFETY: the path's own pages.
+        let mapping = unsafe { system_pte::map(pages, Access::Write, at) }.map_err(|_| REFUSED)?;
+        let last = mapping.address().as_ptr().wrapping_add(19 * PAGE as usize);
+        // SAFETY: mapped just now.
+        unsafe { last.write_volatile(1) };
+        system_pte::unmap(mapping, at);
+        Ok(())
+    })
+}
+
+fn lists(at: &mut Irql<Passive>) -> Result {
+    with_pages::<1>(at, |pages, at| {
+        let start = physical::address(pages[0]);
+        let mut mdl = mdl_pages::allocate(start, 4000, at).map_err(|_| REFUSED)?;
+        let locked = mdl_pages::probe_and_lock(&mut mdl, Operation::Write, at).is_ok();
+        // SAFETY: the path's own page.
+        let address = unsafe { mdl_pages::system_address(&mut mdl, at) }.map_err(|_| REFUSED);
+        if locked {
+            mdl_pages::unlock(&mut mdl, at);
+        }
+        // SAFETY: made above.
+        unsafe { mdl_pages::free(mdl, at) };
+        check(locked, "not locked", 0, 0)?;
+        address.map(drop)
+    })
+}
+
+fn pages_for_list(at: &mut Irql<Passive>) -> Result {
+    let choice = Choice { lowest: 0, highest: u64::MAX, skip: 0, leave_content: false, all: true };
+    let mut mdl = mdl_pages::allocate_pages(12 * PAGE as u32, &choice, at).map_err(|_| REFUSED)?;
+    // SAFETY: the path's own pages.
+    let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::WriteBack, at) };
+    let is_mapped = address.is_ok();
+    if is_mapped {
+        mdl_pages::unmap(&mut mdl, at);
+    }
+    mdl_pages::free_pages(&mut mdl, at);
+    // SAFETY: made above, and empty.
+    unsafe { mdl_pages::free(mdl, at) };
+    if is_mapped { Ok(()) } else { Err(REFUSED) }
+}
+
+fn in_a_row(at: &mut Irql<Passive>) -> Result {
+    let blocks = [(1, Place::ANYWHERE), (50_000, Place::below_bits(28)), (3 << 20, Place::ANYWHERE)]
+        .map(|(bytes, place)| contiguous::allocate(bytes, place, at).ok());
+    let missing = blocks.iter().filter(|block| block.is_none()).count();
+    for block in blocks.into_iter().flatten() {
+        // SAFETY: the path's own.
+        unsafe { contiguous::free(block, at) };
+    }
+    equal(missing as u64, 0, "blocks refused")
+}
+
+/// With a space that each step goes on with, if it was had.
+fn with_space(
+    at: &mut Irql<Passive>,
+    then: impl FnOnce(&ProcessSpace, &mut Irql<Passive>) -> core::result::Result<(), NtStatus>,
+) -> Result {
+    let space = ProcessSpace::create(Here, at).map_err(|_| REFUSED)?;
+    let result = then(&space, at);
+    let whole = space.verify(at);
+    space.destroy(at);
+    whole.map_err(|(what, page)| Verdict::Fail(what, page, 0))?;
+    match result {
+        Err(NtStatus::INSUFFICIENT_RESOURCES) => Err(REFUSED),
+        Err(status) => Err(Verdict::Fail("not refused but", status.0.into(), 0)),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn process_memory(at: &mut Irql<Passive>) -> Result {
+    with_space(at, |space, at| {
+        let region = space.allocate(None, 40 * PAGE, RESERVE | COMMIT, 4, at)?;
+        let far = space.allocate(Some(0x40_0000_0000), 4 << 20, RESERVE, 4, at)?;
+        space.allocate(Some(far.base + (1 << 20)), 2 << 20, COMMIT, 4, at)?;
+        space.protect(region.base, 3 * PAGE, 2, at)?;
+        attached(space, at, |at| {
+            user::copy_to_user(region.base + 5 * PAGE, &[1; 5000], at)?;
+            user::copy_to_user(far.base + (2 << 20), &[1; 5000], at)
+        })?;
+        space.free(region.base + 6 * PAGE, 4 * PAGE, DECOMMIT, at)?;
+        space.free(region.base + 16 * PAGE, PAGE, RELEASE, at)?;
+        space.free(far.base, 0, RELEASE, at).map(drop)
+    })
+}
+
+fn section_copies(at: &mut Irql<Passive>) -> Result {
+    with_space(at, |space, at| {
+        let section = Section::create(Here, 1 << 20, 4, at)?;
+        let result = (|| {
+            let shared = space.map(&section, None, 0, 0, 0, 4, at)?;
+            let copies = space.map(&section, None, 0x1_0000, 0, 0, 8, at)?;
+            section.extend(3 << 20, at)?;
+            attached(space, at, |at| {
+                user::copy_to_user(shared.base, &[1; 5000], at)?;
+                user::copy_to_user(copies.base, &[2; 5000], at)
+            })?;
+            space.unmap(shared.base, at)
+        })();
+        section.release(at);
+        result
+    })
+}
+
+fn a_thread(at: &mut Irql<Passive>) -> Result {
+    // No thread that was used before.
+    thread::trim(at);
+    let it = thread::spawn(&thread::Options::default(), |_, _| {}, 0, at).map_err(|_| REFUSED)?;
+    let _ = wait::for_single(&*it, None, at);
+    Ok(())
+}
+
+fn extended_state(at: &mut Irql<Passive>) -> Result {
+    extended::with(at, |at| extended::with(at, |_| ())).flatten().map_err(|_| REFUSED)
+}
+
+fn an_interrupt(at: &mut Irql<Passive>) -> Result {
+    static LOCK: InterruptLock<()> = InterruptLock::new(LEVEL, ());
+    static OBJECT: Once<Interrupt<()>> = Once::new();
+    let request =
+        Request { source: Source::Message, level: LEVEL, share: Share::Exclusive, affinity: ipi::online() };
+    let object = OBJECT.call_once(|| Interrupt::new(&LOCK, |(), _| Claim::Claimed));
+    object.connect(&request, at).map_err(|_| REFUSED)?;
+    check(object.disconnect(at), "not disconnected", 0, 0)
+}
+
+/// A second owner takes a table.
+fn a_resource(at: &mut Irql<Passive>) -> Result {
+    static RESOURCE: Resource = Resource::new();
+    const OTHER: usize = 0x1003;
+    RESOURCE.acquire(resource::Access::Shared, at);
+    RESOURCE.set_owner(OTHER, at);
+    let got = RESOURCE.try_acquire(resource::Access::Shared, at);
+    if got {
+        RESOURCE.release(at);
+    }
+    RESOURCE.release_for(OTHER, at);
+    check(RESOURCE.reinitialize(at), "somebody is left", 0, 0)?;
+    if got { Ok(()) } else { Err(REFUSED) }
+}
