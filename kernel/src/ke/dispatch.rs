@@ -52,7 +52,6 @@ pub(super) fn inline(raised: &mut Irql<High>) {
 
 /// Asks another processor for a look.
 pub(super) fn request_on(there: &Prcb) {
-    there.looks_asked.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the vector's handler is in place before any processor is registered.
     unsafe { arch::apic::send(there.apic_id(), arch::vector::DISPATCH) };
 }

@@ -19,7 +19,7 @@
 use core::ffi::c_void;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use sync::deferred::{Call, Inserted, Queue, Recipient, Urgency};
 use sync::irql::{
@@ -45,6 +45,8 @@ pub(crate) struct PerProcessor {
     context: AtomicU64,
     /// The stay at DISPATCH that the watchdog has seen is over. Likewise.
     stay_over: AtomicBool,
+    /// Interrupts that others sent for DPCs that they queued here.
+    pub(super) requests: AtomicU32,
 }
 
 /// What the watchdog takes off a routine's address that it has seen.
@@ -58,6 +60,7 @@ impl PerProcessor {
             routine: AtomicU64::new(0),
             context: AtomicU64::new(0),
             stay_over: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
         }
     }
 
@@ -268,7 +271,10 @@ unsafe fn insert_there(
         Inserted::Already => return false,
         Inserted::Quietly => {}
         // Its clock is its own: a look at once is the only tick that can be given to it.
-        Inserted::Request | Inserted::NeedsTick => dispatch::request_on(there),
+        Inserted::Request | Inserted::NeedsTick => {
+            there.dpc.requests.fetch_add(1, Ordering::Relaxed);
+            dispatch::request_on(there);
+        }
     }
     true
 }

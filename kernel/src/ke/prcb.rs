@@ -50,8 +50,6 @@ pub struct Prcb {
     pub(super) frozen_in: AtomicU64,
     /// A bugcheck of this processor that lost to another's: stop code plus one.
     pub(super) also_failed: AtomicU64,
-    /// Looks at DISPATCH that others asked this processor for; any writes.
-    pub(super) looks_asked: AtomicU32,
     /// Requests from other processors and this one's own packet.
     pub(super) mailbox: Mailbox,
     /// Whether it halts, and owes a flush: any processor writes; `crate::mm::shootdown`.
@@ -100,7 +98,6 @@ impl Processor {
                 nmi_announced: AtomicU32::new(0),
                 frozen_in: AtomicU64::new(0),
                 also_failed: AtomicU64::new(0),
-                looks_asked: AtomicU32::new(0),
                 mailbox: Mailbox::new(),
                 sleep: CachePadded::new(Sleep::new()),
                 dpc: CachePadded::new(dpc::PerProcessor::new()),
@@ -192,9 +189,9 @@ impl Prcb {
         self.head.interrupt_count[usize::from(vector)].load(Ordering::Relaxed)
     }
 
-    /// Looks at DISPATCH that other processors asked this one for: an inter-processor interrupt each.
-    pub fn looks_asked(&self) -> u32 {
-        self.looks_asked.load(Ordering::Relaxed)
+    /// What other processors sent this one for DPCs that they queued here: an inter-processor interrupt each.
+    pub fn dpc_requests(&self) -> u32 {
+        self.dpc.requests.load(Ordering::Relaxed)
     }
 
     /// The running thread, for reports.
