@@ -7,8 +7,6 @@
 //! Invariants: I1 the DPC stack is empty whenever this starts: nothing here nests, since what interrupts it finds DISPATCH and
 //!                asks for 0x2F.
 
-use core::sync::atomic::Ordering;
-
 use arch::service::NothingInService;
 use arch::switch::call_on_dpc_stack;
 use arch::trace::{Kind, about};

@@ -268,7 +268,8 @@ fn remaining(at: &mut Irql<Passive>) -> Result {
         let took = clock::interrupt_time_precise() - begun;
         FOUND.store(if status == wanted { took } else { 0 }, Ordering::Relaxed);
     }
-    for kind in 0..5 {
+    /// True: nobody was in its way, and it took what was left.
+    fn once(kind: usize, at: &mut Irql<Passive>) -> core::result::Result<bool, Verdict> {
         COUNT.store(0, Ordering::Relaxed);
         let it = spawn(&Options::default(), waits, kind, at)?;
         let begun = clock::interrupt_time_precise();
@@ -282,11 +283,21 @@ fn remaining(at: &mut Irql<Passive>) -> Result {
         }
         join(&it, at)?;
         equal(COUNT.load(Ordering::Relaxed).into(), queued, "APCs run, and queued")?;
-        check(queued >= 2, "too few came into its wait", queued, kind as u64)?;
         let took = FOUND.load(Ordering::Relaxed);
+        check(took >= LONG, "the wait took", took, kind as u64)?;
         // One that began anew with the last APC would have taken so long at least.
-        let anew = last + LONG - 10 * MILLISECOND;
-        check((LONG..anew).contains(&took), "the wait took", took, kind as u64)?;
+        Ok(queued >= 2 && took < last + LONG - 10 * MILLISECOND)
+    }
+    // Tried until the host leaves it in peace: a wait that began anew with an APC would take too long every time.
+    for kind in 0..5 {
+        let mut undisturbed = false;
+        for _ in 0..20 {
+            undisturbed = once(kind, at)?;
+            if undisturbed {
+                break;
+            }
+        }
+        check(undisturbed, "it begins anew", kind as u64, 0)?;
     }
     Ok(())
 }
@@ -350,9 +361,9 @@ fn requeued(at: &mut Irql<Passive>) -> Result {
         COUNTS.queue(first, [0; 2], 0, at);
     }
     equal(COUNT.load(Ordering::Relaxed).into(), 1, "it ran at once")?;
+    // Each set lets one go on, which runs at once.
     for _ in 0..3 {
         GO.set(0, at);
-        let _ = delay(Due::In(MILLISECOND), at);
     }
     for it in threads.iter().flatten() {
         join(it, at)?;

@@ -13,6 +13,7 @@ use kernel::ke::{clock, prcb};
 use kernel::rtl::NtStatus;
 use sync::irql::{Irql, Passive};
 
+use crate::apcs::until_it_waits;
 use crate::everywhere;
 use crate::runner::{Result, Test, check, equal};
 use crate::threads::{join, spawn};
@@ -210,8 +211,9 @@ fn pulse(at: &mut Irql<Passive>) -> Result {
             at,
         )?);
     }
-    // Until all wait.
-    let _ = delay(Due::In(20 * MILLISECOND), at);
+    for it in threads.iter().flatten() {
+        until_it_waits(it, at)?;
+    }
     equal(WOKEN.load(Ordering::Relaxed).into(), 0, "woken too early")?;
     GO.pulse(0, at);
     for it in threads.iter().flatten() {

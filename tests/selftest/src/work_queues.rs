@@ -178,6 +178,11 @@ fn queue_limit(at: &mut Irql<Passive>) -> Result {
     for entry in &ENTRIES {
         QUEUE.insert(entry, End::Tail, at);
     }
+    // Two get in, and for a while no other does.
+    let limit = kernel::ke::clock::interrupt_time_precise() + 50_000_000;
+    while INSIDE.load(Ordering::Relaxed) < 2 && kernel::ke::clock::interrupt_time_precise() < limit {
+        let _ = delay(Due::In(MILLISECOND), at);
+    }
     let _ = delay(Due::In(20 * MILLISECOND), at);
     equal(INSIDE.load(Ordering::Relaxed).into(), 2, "threads with an entry")?;
     check(
