@@ -13,20 +13,20 @@ use core::marker::PhantomData;
 
 use arch::trace::Kind;
 
-use crate::irql::{Below, Fixed, Irql, Raised};
+use crate::irql::{Below, Irql, Raised, Rank};
 use crate::lock_set::Lockable;
 use crate::prim::{AtomicU32, Backoff, Ordering, const_unless_loom};
 
 /// The first word of a dispatcher object: type, flags, and in bit 7 the lock of rank `R`.
 #[repr(transparent)]
-pub struct LockWord<R: Fixed> {
+pub struct LockWord<R: Rank> {
     word: AtomicU32,
     rank: PhantomData<fn() -> R>,
 }
 
 const LOCKED: u32 = 1 << 7;
 
-impl<R: Fixed> LockWord<R> {
+impl<R: Rank> LockWord<R> {
     const_unless_loom! {
         /// Unlocked; `bits` without bit 7.
         pub const fn new(bits: u32) -> Self {
@@ -101,7 +101,7 @@ impl<R: Fixed> LockWord<R> {
 }
 
 // SAFETY: the bit excludes, and orders by Acquire and Release.
-unsafe impl<R: Fixed> Lockable for LockWord<R> {
+unsafe impl<R: Rank> Lockable for LockWord<R> {
     type Rank = R;
 
     unsafe fn acquire(&self) {
@@ -118,20 +118,20 @@ unsafe impl<R: Fixed> Lockable for LockWord<R> {
 
 /// In a model, freeing the object is an access to its word, which must come after every other.
 #[cfg(loom)]
-impl<R: Fixed> Drop for LockWord<R> {
+impl<R: Rank> Drop for LockWord<R> {
     fn drop(&mut self) {
         self.word.with_mut(|_| ());
     }
 }
 
 /// The bit is held; released when dropped.
-pub struct HeldBit<'a, R: Fixed> {
+pub struct HeldBit<'a, R: Rank> {
     lock: &'a LockWord<R>,
     /// What the word is, but for bit 7: only the holder writes (I1).
     bits: u32,
 }
 
-impl<'a, R: Fixed> HeldBit<'a, R> {
+impl<'a, R: Rank> HeldBit<'a, R> {
     /// `lock`'s bit was set just now.
     #[inline(always)]
     fn new(lock: &'a LockWord<R>) -> Self {
@@ -159,7 +159,7 @@ impl<'a, R: Fixed> HeldBit<'a, R> {
     }
 }
 
-impl<R: Fixed> Drop for HeldBit<'_, R> {
+impl<R: Rank> Drop for HeldBit<'_, R> {
     #[inline(always)]
     fn drop(&mut self) {
         // Nobody else changes anything while the bit is set (I1), so a plain store will do.
@@ -168,12 +168,12 @@ impl<R: Fixed> Drop for HeldBit<'_, R> {
 }
 
 /// The bit is held, at the rank's level. Fields drop in order: the bit, then the level.
-pub struct WordGuard<'a, R: Fixed> {
+pub struct WordGuard<'a, R: Rank> {
     held: HeldBit<'a, R>,
     raised: Raised<'a, R>,
 }
 
-impl<'a, R: Fixed> WordGuard<'a, R> {
+impl<'a, R: Rank> WordGuard<'a, R> {
     /// The lock's other bits and the token.
     #[inline(always)]
     pub fn parts(&mut self) -> (&mut HeldBit<'a, R>, &mut Irql<R>) {

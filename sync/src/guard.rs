@@ -16,7 +16,7 @@
 //! Used by:    spin.rs, queued.rs, rwspin.rs, interrupt_lock.rs, push_lock/guard.rs, fast_mutex.rs. Each says in its invariants what an
 //!             acquire gives.
 
-/// Access beside others: `shared!(['a, T, R: Fixed] SharedGuard<'a, T, R>, T, R)`: generics, the guard, its data, its level, and
+/// Access beside others: `shared!(['a, T, R: Rank] SharedGuard<'a, T, R>, T, R)`: generics, the guard, its data, its level, and
 /// where its `Raised` is, if not in `raised`.
 macro_rules! shared {
     ([$($generics:tt)*] $guard:ty, $data:ty, $level:ty) => {

@@ -267,7 +267,7 @@ impl DeviceLevel {
 }
 
 #[cfg(feature = "verifier")]
-pub use verifier::{set_dispatch_limit, set_raise_hook};
+pub use verifier::{set_dispatch_limit, set_raise_hook, set_stay_clock};
 
 #[cfg(feature = "verifier")]
 mod verifier {
@@ -306,6 +306,23 @@ mod verifier {
         }
     }
 
+    /// What stays are timed by; zero: the time stamp counter.
+    static CLOCK: AtomicUsize = AtomicUsize::new(0);
+
+    /// From now on, stays are timed by `clock`, in time stamps, which is called at or above DISPATCH. A thread that waits, or that is
+    /// preempted, keeps its `Raised`: it stays nowhere meanwhile, and its own time is what counts.
+    pub fn set_stay_clock(clock: fn() -> u64) {
+        CLOCK.store(clock as usize, Ordering::Release);
+    }
+
+    fn now() -> u64 {
+        match CLOCK.load(Ordering::Acquire) {
+            0 => arch::cpu::timestamp(),
+            // SAFETY: only `set_stay_clock` stores here, and only a `fn() -> u64`.
+            clock => unsafe { core::mem::transmute::<usize, fn() -> u64>(clock)() },
+        }
+    }
+
     /// Time stamps that a stay at or above DISPATCH may last; 0: any.
     static LIMIT: AtomicU64 = AtomicU64::new(0);
     /// Time stamps per millisecond.
@@ -335,14 +352,14 @@ mod verifier {
                 arch::trace::about(Kind::Raise, levels, Location::caller(), 0);
             }
             let timed = from < DISPATCH && to >= DISPATCH && LIMIT.load(Ordering::Relaxed) != 0;
-            Self { since: if timed { arch::cpu::timestamp() } else { 0 }, by: Location::caller() }
+            Self { since: if timed { now() } else { 0 }, by: Location::caller() }
         }
 
         #[inline]
         pub(super) fn end(&self) {
             let limit = LIMIT.load(Ordering::Relaxed);
             if self.since != 0 && limit != 0 {
-                let lasted = arch::cpu::timestamp().saturating_sub(self.since);
+                let lasted = now().saturating_sub(self.since);
                 if lasted > limit {
                     self.report(lasted, limit);
                 }

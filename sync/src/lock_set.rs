@@ -11,7 +11,7 @@
 use core::marker::PhantomData;
 use core::ptr;
 
-use crate::irql::{Below, Fixed, Irql, Raised, stop};
+use crate::irql::{Below, Irql, Raised, Rank, stop};
 use crate::spin::SpinLock;
 
 /// MAXIMUM_WAIT_OBJECTS.
@@ -24,7 +24,7 @@ pub const MAX: usize = 64;
 /// next after its `acquire`.
 pub unsafe trait Lockable {
     /// The rank of all such locks.
-    type Rank: Fixed;
+    type Rank: Rank;
 
     /// Spins until the lock is ours.
     ///
@@ -41,7 +41,7 @@ pub unsafe trait Lockable {
 }
 
 // SAFETY: the word excludes, and orders by Acquire and Release (word.rs).
-unsafe impl<T, R: Fixed> Lockable for SpinLock<T, R> {
+unsafe impl<T, R: Rank> Lockable for SpinLock<T, R> {
     type Rank = R;
 
     unsafe fn acquire(&self) {
@@ -134,7 +134,7 @@ impl<'a, K: Lockable> Members<'a, K> {
     }
 }
 
-impl<T, R: Fixed> Members<'_, SpinLock<T, R>> {
+impl<T, R: Rank> Members<'_, SpinLock<T, R>> {
     /// The data of `lock`, if it is one of the held.
     pub fn get_mut(&mut self, lock: &SpinLock<T, R>) -> Option<&mut T> {
         if !self.contains(lock) {

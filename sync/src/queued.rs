@@ -28,7 +28,7 @@ use core::ptr;
 use arch::trace::Kind;
 
 use crate::guard;
-use crate::irql::{Below, Fixed, Irql, Raised, stop};
+use crate::irql::{Below, Irql, Raised, Rank, stop};
 use crate::prim::{AtomicPtr, AtomicU32, Backoff, MutPtr, Ordering, UnsafeCell, const_unless_loom};
 
 /// A place in the queue of a lock that outlives it, on the stack of who waits: `let node = pin!(Node::new());`.
@@ -174,19 +174,19 @@ impl Queue {
 
 /// A FIFO lock of rank `R` around a `T`.
 #[doc(alias = "KeAcquireInStackQueuedSpinLock")]
-pub struct QueuedLock<T, R: Fixed> {
+pub struct QueuedLock<T, R: Rank> {
     queue: Queue,
     rank: PhantomData<fn() -> R>,
     value: UnsafeCell<T>,
 }
 
 // SAFETY: one processor at a time reaches `value`, and always by `&mut` (I2).
-unsafe impl<T: Send, R: Fixed> Sync for QueuedLock<T, R> {}
+unsafe impl<T: Send, R: Rank> Sync for QueuedLock<T, R> {}
 // SAFETY: owning the lock is owning the T; a linked node keeps the lock borrowed (I4), so a lock that moves has none but
 // those whose owners will never run again, and a leaked node stays in place.
-unsafe impl<T: Send, R: Fixed> Send for QueuedLock<T, R> {}
+unsafe impl<T: Send, R: Rank> Send for QueuedLock<T, R> {}
 
-impl<T, R: Fixed> QueuedLock<T, R> {
+impl<T, R: Rank> QueuedLock<T, R> {
     const_unless_loom! {
         /// A free lock.
         pub const fn new(value: T) -> Self {
@@ -235,7 +235,7 @@ impl<T, R: Fixed> QueuedLock<T, R> {
 /// The fields are dropped in the order they stand in, and that is relied on: the access to the data ends, the lock is handed
 /// over, the level is lowered. Lowering first would let in an interrupt that makes the whole queue wait for its handler.
 #[must_use = "dropping it at once releases the lock"]
-pub struct QueuedGuard<'a, 'l, T, R: Fixed> {
+pub struct QueuedGuard<'a, 'l, T, R: Rank> {
     value: MutPtr<T>,
     linked: Linked<'a, 'l>,
     raised: Raised<'a, R>,
@@ -251,9 +251,9 @@ impl Drop for Linked<'_, '_> {
     }
 }
 
-guard::exclusive!([T, R: Fixed] QueuedGuard<'_, '_, T, R>, T, R);
+guard::exclusive!([T, R: Rank] QueuedGuard<'_, '_, T, R>, T, R);
 
-impl<T, R: Fixed> QueuedGuard<'_, '_, T, R> {
+impl<T, R: Rank> QueuedGuard<'_, '_, T, R> {
     /// Does another processor stand behind us? For a long holder that can let go early.
     pub fn is_contended(&self) -> bool {
         !self.linked.0.links.next.load(Ordering::Relaxed).is_null()

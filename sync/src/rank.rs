@@ -38,14 +38,23 @@ pub trait Level: sealed::Sealed + 'static {
 /// A level with one CR8 value, known at compile time: all but `Device` and `Nmi`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no CR8 value that is known at compile time",
-    label = "a lock's rank, or the target of `raise`, has one",
-    note = "for a device level: raise with `raise_device(level)`, and put data shared with an ISR behind an `InterruptLock`",
-    note = "for a lock: choose a rank of the list in sync/src/rank.rs"
+    label = "the target of `raise` has one",
+    note = "for a device level: raise with `raise_device(level)`, and put data shared with an ISR behind an `InterruptLock`"
 )]
 pub trait Fixed: Level {
     /// The IRQL that code of this level or rank runs at.
     const CR8: u8 = Self::LOWEST;
 }
+
+/// What a spin lock may have for its rank: one CR8 value, DISPATCH or above. Below that its holder could wait, and move to another
+/// processor, while others spin.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a lock's rank",
+    label = "a rank has one CR8 value, known at compile time, which is DISPATCH or above",
+    note = "choose a rank of the list in sync/src/rank.rs; data shared with an ISR goes behind an `InterruptLock`",
+    note = "for threads that may wait while they hold it: a fast mutex, a push lock or a resource of the executive"
+)]
+pub trait Rank: Fixed + AtLeastDispatch {}
 
 /// Strictly below `H` in the ladder: what taking a lock of rank `H` requires of the token it is taken with.
 #[diagnostic::on_unimplemented(
@@ -125,9 +134,9 @@ macro_rules! ladder {
         enum Position { $($thread,)* $($dispatch,)* $($device,)* $($interrupt,)* $($nmi,)* }
 
         $(level!($(#[$td])* $thread, $tt, $tv..=$tv, [Fixed MayBlock]);)*
-        $(level!($(#[$dd])* $dispatch, $dt, $dv..=$dv, [Fixed AtLeastDispatch]);)*
+        $(level!($(#[$dd])* $dispatch, $dt, $dv..=$dv, [Fixed Rank AtLeastDispatch]);)*
         $(level!($(#[$rd])* $device, $rt, $rl..=$rh, [AtLeastDispatch]);)*
-        $(level!($(#[$id])* $interrupt, $it, $iv..=$iv, [Fixed AtLeastDispatch]);)*
+        $(level!($(#[$id])* $interrupt, $it, $iv..=$iv, [Fixed Rank AtLeastDispatch]);)*
         $(level!($(#[$nd])* $nmi, $nt, $nl..=$nh, [AtLeastDispatch]);)*
         order!($($thread)* $($dispatch)* $($device)* $($interrupt)* $($nmi)*);
 

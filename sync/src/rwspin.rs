@@ -23,23 +23,23 @@
 use core::marker::PhantomData;
 
 use crate::guard;
-use crate::irql::{Below, Fixed, Irql, Raised};
+use crate::irql::{Below, Irql, Raised, Rank};
 use crate::prim::{AtomicU32, Backoff, ConstPtr, MutPtr, Ordering, UnsafeCell, const_unless_loom};
 
 const WRITER: u32 = 1 << 31;
 
 /// A reader/writer spin lock of rank `R` around a `T`.
 #[doc(alias = "EX_SPIN_LOCK")]
-pub struct RwSpinLock<T, R: Fixed> {
+pub struct RwSpinLock<T, R: Rank> {
     word: Word,
     rank: PhantomData<fn() -> R>,
     value: UnsafeCell<T>,
 }
 
 // SAFETY: readers share `&T` between processors, hence `T: Sync`; the writer alone has `&mut T` (I2), hence `T: Send`.
-unsafe impl<T: Send + Sync, R: Fixed> Sync for RwSpinLock<T, R> {}
+unsafe impl<T: Send + Sync, R: Rank> Sync for RwSpinLock<T, R> {}
 // SAFETY: owning the lock is owning the T.
-unsafe impl<T: Send, R: Fixed> Send for RwSpinLock<T, R> {}
+unsafe impl<T: Send, R: Rank> Send for RwSpinLock<T, R> {}
 
 struct Word {
     state: AtomicU32,
@@ -118,7 +118,7 @@ impl Drop for Exclusive<'_> {
     }
 }
 
-impl<T, R: Fixed> RwSpinLock<T, R> {
+impl<T, R: Rank> RwSpinLock<T, R> {
     const_unless_loom! {
         /// A free lock.
         pub const fn new(value: T) -> Self {
@@ -208,7 +208,7 @@ impl<T, R: Fixed> RwSpinLock<T, R> {
 
 /// Held beside other readers; derefs to the data. Fields in the order of their drop, which is relied on: access, count, level.
 #[must_use = "dropping it at once releases the lock"]
-pub struct SharedGuard<'a, T, R: Fixed> {
+pub struct SharedGuard<'a, T, R: Rank> {
     value: ConstPtr<T>,
     #[expect(dead_code, reason = "held for its drop")]
     held: Shared<'a>,
@@ -217,15 +217,15 @@ pub struct SharedGuard<'a, T, R: Fixed> {
 
 /// Held alone; derefs to the data. Fields in the order of their drop, which is relied on: access, word, level.
 #[must_use = "dropping it at once releases the lock"]
-pub struct ExclusiveGuard<'a, T, R: Fixed> {
+pub struct ExclusiveGuard<'a, T, R: Rank> {
     value: MutPtr<T>,
     #[expect(dead_code, reason = "held for its drop")]
     held: Exclusive<'a>,
     raised: Raised<'a, R>,
 }
 
-guard::shared!([T, R: Fixed] SharedGuard<'_, T, R>, T, R);
-guard::exclusive!([T, R: Fixed] ExclusiveGuard<'_, T, R>, T, R);
+guard::shared!([T, R: Rank] SharedGuard<'_, T, R>, T, R);
+guard::exclusive!([T, R: Rank] ExclusiveGuard<'_, T, R>, T, R);
 
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -19,19 +19,19 @@
 
 use core::marker::PhantomData;
 
-use crate::irql::{Below, Fixed, Irql};
+use crate::irql::{Below, Irql, Rank};
 use crate::prim::{AtomicU64, Backoff, Ordering, const_unless_loom, fence};
 use crate::word::{Held, Word};
 
 /// `N` words that change together, with writers of rank `R`.
-pub struct SeqLock<const N: usize, R: Fixed> {
+pub struct SeqLock<const N: usize, R: Rank> {
     sequence: AtomicU64,
     writer: Word,
     words: [AtomicU64; N],
     rank: PhantomData<fn() -> R>,
 }
 
-impl<const N: usize, R: Fixed> SeqLock<N, R> {
+impl<const N: usize, R: Rank> SeqLock<N, R> {
     const_unless_loom! {
         /// All words 0.
         pub const fn new() -> Self {
@@ -97,7 +97,7 @@ impl<const N: usize, R: Fixed> SeqLock<N, R> {
     }
 }
 
-impl<const N: usize, R: Fixed> Default for SeqLock<N, R> {
+impl<const N: usize, R: Rank> Default for SeqLock<N, R> {
     fn default() -> Self {
         Self::new()
     }

@@ -11,24 +11,24 @@
 use core::marker::PhantomData;
 
 use crate::guard;
-use crate::irql::{Below, Fixed, Irql, Raised};
+use crate::irql::{Below, Irql, Raised, Rank};
 use crate::prim::{MutPtr, UnsafeCell, const_unless_loom};
 use crate::word::{Held, Word};
 
 /// A spin lock of rank `R` around a `T`. The rank belongs to the lock, so one lock has one discipline.
 #[doc(alias = "KSPIN_LOCK")]
-pub struct SpinLock<T, R: Fixed> {
+pub struct SpinLock<T, R: Rank> {
     word: Word,
     rank: PhantomData<fn() -> R>,
     value: UnsafeCell<T>,
 }
 
 // SAFETY: one processor at a time reaches `value`, and always by `&mut` (I1): like a mutex, it hands T from thread to thread.
-unsafe impl<T: Send, R: Fixed> Sync for SpinLock<T, R> {}
+unsafe impl<T: Send, R: Rank> Sync for SpinLock<T, R> {}
 // SAFETY: owning the lock is owning the T.
-unsafe impl<T: Send, R: Fixed> Send for SpinLock<T, R> {}
+unsafe impl<T: Send, R: Rank> Send for SpinLock<T, R> {}
 
-impl<T, R: Fixed> SpinLock<T, R> {
+impl<T, R: Rank> SpinLock<T, R> {
     const_unless_loom! {
         /// A free lock.
         pub const fn new(value: T) -> Self {
@@ -94,16 +94,16 @@ impl<T, R: Fixed> SpinLock<T, R> {
 /// The fields are dropped in the order they stand in, and that is relied on: the access to the data ends, the word is
 /// released, the level is lowered. Lowering first would let an interrupt in that spins on the word for ever.
 #[must_use = "dropping it at once releases the lock"]
-pub struct SpinGuard<'a, T, R: Fixed> {
+pub struct SpinGuard<'a, T, R: Rank> {
     value: MutPtr<T>,
     #[expect(dead_code, reason = "held for its drop")]
     held: Held<'a>,
     raised: Raised<'a, R>,
 }
 
-guard::exclusive!([T, R: Fixed] SpinGuard<'_, T, R>, T, R);
+guard::exclusive!([T, R: Rank] SpinGuard<'_, T, R>, T, R);
 
-impl<T, R: Fixed> SpinGuard<'_, T, R> {
+impl<T, R: Rank> SpinGuard<'_, T, R> {
     /// The token alone, the data staying locked.
     #[inline(always)]
     pub fn token(&mut self) -> &mut Irql<R> {

@@ -96,6 +96,8 @@ pub(super) const CRASHES: &[Crash] = &[
     // A thread that stays at HIGH, where no clock comes: found when it lowers.
     crash("long_raise", 1, WATCHDOG, [Is(1), Any, Is(100), At("at.raise::<High>()")])
         .with(&["dpc_watchdog=100"]),
+    // A wait that is longer than a stay may be is none: the end is the test's own.
+    crash("long_wait", 1, MANUAL, [Is(9), Is(0), Is(0), Is(0)]).with(&["dpc_watchdog=500"]),
     // Found HIGH where DISPATCH is expected.
     crash("dpc_left_raised", 1, LEVEL, [Is(15), Is(2), In("forgets_a_raise"), Is(1)]),
     // Found HIGH where PASSIVE is expected, of a work item.

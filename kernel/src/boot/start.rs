@@ -224,6 +224,7 @@ fn set_watchdog(line: &CommandLine<'_>) {
     watchdog::Limits::set(debugged(limit("dpc_timeout")), total);
     #[cfg(feature = "verifier")]
     {
+        crate::ke::sched::time_stays_by_thread();
         sync::irql::set_dispatch_limit(total.unwrap_or(watchdog::TOTAL_MILLISECONDS), clock::tsc_hz() / 1000);
         if let Some(milliseconds) = debugged(limit("wait_limit")) {
             chain::set_limit(milliseconds);

@@ -129,6 +129,11 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
             drop(raised);
             bugcheck(StopCode::ManuallyInitiatedCrash, [8, RAN.load(Ordering::Relaxed), 0, 0]);
         }
+        // Whoever waits keeps the token of its raise, through a switch and all.
+        "long_wait" => {
+            let _ = kernel::ke::wait::delay(kernel::ke::timer::Due::In(10_000_000), at);
+            bugcheck(StopCode::ManuallyInitiatedCrash, [9, 0, 0, 0]);
+        }
         "long_raise" => {
             let _raised = at.raise::<High>();
             kernel::ke::clock::stall(300_000);

@@ -141,6 +141,21 @@ pub(in crate::ke) fn charge_running(at: &mut Irql<Dispatch>) {
     charge(here, running());
 }
 
+/// From now on the checked build times stays at or above DISPATCH by what their threads run: who waits, or is preempted, stays nowhere.
+#[cfg(feature = "verifier")]
+pub(crate) fn time_stays_by_thread() {
+    // TSC ticks for which the running thread has had a processor so far.
+    sync::irql::set_stay_clock(|| {
+        let now = arch::cpu::timestamp();
+        if arch::pcr::current_thread().is_null() {
+            return now;
+        }
+        // SAFETY: this processor's block, which never moves (prcb.rs, I1); stays are timed at DISPATCH and above.
+        let here = unsafe { &*arch::pcr::prcb().cast::<Prcb>() };
+        running().cycles().wrapping_add(now.wrapping_sub(here.sched.charged_at.load(Ordering::Relaxed)))
+    });
+}
+
 /// What runs next here, out of the queues, or the idle thread; what the processor shows is brought up to date.
 #[inline(always)]
 fn take_next(here: &Prcb, queues: &mut Queues) -> ThreadPtr {

@@ -48,6 +48,8 @@ pub(in crate::ke) use change::runs_on;
 pub use change::{set_affinity, set_base_priority, set_ideal_processor};
 #[cfg(target_os = "none")]
 pub use local::PerProcessor;
+#[cfg(all(target_os = "none", feature = "verifier"))]
+pub(crate) use local::time_stays_by_thread;
 #[cfg(target_os = "none")]
 pub(in crate::ke) use local::{block, charge_running, finish_switch, leave_a_look, leave_for_good};
 #[cfg(target_os = "none")]
