@@ -29,9 +29,9 @@ pub struct Upcalls {
     pub nmi: fn(&mut crate::trap::TrapFrame),
     /// CR8=DISPATCH, IF=1, nothing in service, on the processor's DPC stack: expire timers, retire DPCs. True: there is work for
     /// `dispatch` as well.
-    pub retire: extern "sysv64" fn() -> bool,
+    pub retire: unsafe extern "sysv64" fn() -> bool,
     /// CR8=DISPATCH, IF=1, nothing in service, on the interrupted stack: what remains; may switch threads.
-    pub dispatch: extern "sysv64" fn(),
+    pub dispatch: unsafe extern "sysv64" fn(),
     /// CR8=APC, IF=1: deliver kernel APCs.
     pub apc: fn(),
     /// An interrupt ended this processor's idle time: before its handler, at its level, IF=0.

@@ -1,6 +1,6 @@
 //! One processor's instructions: interrupt flag, halt, time stamp, model-specific registers, features.
 
-use core::arch::asm;
+use core::arch::{asm, naked_asm};
 
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 
@@ -54,14 +54,24 @@ pub unsafe fn sti() {
     unsafe { asm!("sti", options(nostack)) };
 }
 
-/// Enables interrupts and halts until one: no interrupt can come between the two instructions (SDM, "STI").
+/// Enables interrupts and halts until one. Only behind an NMI or #DB can one come between the two instructions, as those end the delay
+/// of STI (SDM, "STI"): it goes on behind the halt then (`trap`), which it was to end.
 ///
 /// # Safety
 /// As [`sti`]; called with IF=0 after the last look for work, or the wakeup could come before the halt.
-#[inline(always)]
-pub unsafe fn sti_hlt() {
-    // SAFETY: as the caller promised.
-    unsafe { asm!("sti", "hlt", options(nostack)) };
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn sti_hlt() {
+    naked_asm!("sti", ".globl kirql_halt", "kirql_halt:", "hlt", "ret")
+}
+
+unsafe extern "C" {
+    safe static kirql_halt: u8;
+}
+
+/// Where [`sti_hlt`] halts: an instruction of one byte.
+#[inline]
+pub fn halt_address() -> u64 {
+    core::ptr::from_ref(&kirql_halt) as u64
 }
 
 /// Halts for good: interrupts off.

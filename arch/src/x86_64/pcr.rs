@@ -31,31 +31,32 @@ pub const SENT_APC: u32 = 1 << 3;
 /// handler.
 pub const IDLE: u32 = 1 << 4;
 
-/// Processor control region. Fields that Kirql has no use for are padding at NT's width.
+/// Processor control region. Fields that Kirql has no use for are padding at NT's width. What code relies on to find this processor's
+/// data is private: a safe store to it could send others anywhere.
 #[repr(C, align(64))]
 pub struct Pcr {
     /// This processor's GDT.
-    pub gdt_base: AtomicU64,
+    gdt_base: AtomicU64,
     /// This processor's TSS.
-    pub tss_base: AtomicU64,
+    tss_base: AtomicU64,
     /// Scratch for system-call entry.
-    pub user_rsp: AtomicU64,
+    user_rsp: AtomicU64,
     /// The linear address of this structure.
-    pub self_address: AtomicU64,
+    self_address: AtomicU64,
     /// The linear address of the PRCB behind it.
-    pub current_prcb: AtomicU64,
+    current_prcb: AtomicU64,
     _lock_array: u64,
     _used_self: u64,
     /// The IDT.
-    pub idt_base: AtomicU64,
+    idt_base: AtomicU64,
     _unused_40: [u64; 2],
     _irql_50: [u8; 16],
     /// 1, as on NT.
-    pub major_version: u16,
+    major_version: u16,
     /// 1, as on NT.
-    pub minor_version: u16,
+    minor_version: u16,
     /// TSC ticks per microsecond.
-    pub stall_scale_factor: AtomicU32,
+    stall_scale_factor: AtomicU32,
     _unused_68: [u64; 3],
     _kernel_reserved: [u32; 16],
     /// Software-interrupt requests (I2, I3).

@@ -91,9 +91,9 @@ unsafe extern "sysv64" fn swap(from: *mut Context, to: *const Context) {
 ///
 /// # Safety
 /// 1. This processor's DPC stack is mapped and empty, and nothing else uses it until this returns.
-/// 2. `work` neither switches contexts nor unwinds.
+/// 2. `work` neither switches contexts nor unwinds, and may be called here.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn call_on_dpc_stack(work: extern "sysv64" fn() -> bool) -> bool {
+pub unsafe extern "sysv64" fn call_on_dpc_stack(work: unsafe extern "sysv64" fn() -> bool) -> bool {
     naked_asm!(
         "push rbp",
         "mov rbp, rsp",

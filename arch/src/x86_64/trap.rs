@@ -261,6 +261,7 @@ unsafe extern "sysv64" fn interrupt_entry() {
         "add rsp, 8",
         "jmp {return_to_user}",
         "7:",
+        "mov rdi, rsp",
         "call {woken}",
         "movzx ecx, byte ptr [rbp + {vector}]",
         "jmp 8b",
@@ -396,8 +397,12 @@ extern "sysv64" fn ends(frame: &InterruptFrame) {
 }
 
 /// The rest of step 1 on a processor that was idle. IF=0, the interrupt's level.
-extern "sysv64" fn woken() {
+extern "sysv64" fn woken(frame: &mut InterruptFrame) {
     pcr::end_idle();
+    // Right before the halt: nobody would end that.
+    if frame.rip == cpu::halt_address() {
+        frame.rip += 1;
+    }
     if let Some(up) = upcalls::table() {
         (up.wake)();
     }
@@ -448,7 +453,10 @@ extern "sysv64" fn exception(frame: &mut TrapFrame) {
 /// Runs `work` with interrupts on if they were when `frame` was made, and off again behind it, for the way out.
 ///
 /// An exception's handler has IF=0 until it calls this: what is in CR2 is safe in the frame by then.
-pub fn interruptibly<R>(frame: &TrapFrame, work: impl FnOnce() -> R) -> R {
+///
+/// # Safety
+/// By the handler of the exception that made `frame`, which has left it as it was; nothing relies on IF=0 any more.
+pub unsafe fn interruptibly<R>(frame: &TrapFrame, work: impl FnOnce() -> R) -> R {
     const IF: u64 = 1 << 9;
     if frame.rflags & IF == 0 {
         return work();

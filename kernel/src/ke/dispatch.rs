@@ -21,7 +21,10 @@ use super::{dpc, timer, wait};
 use crate::rtl::NtStatus;
 
 /// The up-call `dispatch`, after [`retire`] asked for it: what is not done on the DPC stack.
-pub(crate) extern "sysv64" fn run() {
+///
+/// # Safety
+/// As that up-call: on the way out of an interrupt that hit code below DISPATCH, CR8 = 2, IF=1.
+pub(crate) unsafe extern "sysv64" fn run() {
     // SAFETY: on the way out of an interrupt no handler is under way on this processor any more, and the interrupted level is below
     //         DISPATCH: every EOI was done, as each handler returned its `Retired`.
     let nothing = unsafe { NothingInService::assume() };
@@ -31,9 +34,10 @@ pub(crate) extern "sysv64" fn run() {
 
 /// The same for a request that is made below DISPATCH: nothing would keep 0x2F out, so its work is done here.
 ///
-/// The caller had a token below DISPATCH and raised it to HIGH.
+/// # Safety
+/// `raised` was raised from a token below DISPATCH, and IF=1, as the routines are to find it.
 #[inline(always)]
-pub(super) fn inline(raised: &mut Irql<High>) {
+pub(super) unsafe fn inline(raised: &mut Irql<High>) {
     raised.check();
     // SAFETY: 1. CR8 goes from 15 to 2 and back while `raised` is borrowed and unused; the code that raised it had a level
     //         below 2, so nothing relies on more. 2. That level also says that nothing is in service, and that the DPC stack is
@@ -41,7 +45,6 @@ pub(super) fn inline(raised: &mut Irql<High>) {
     unsafe {
         arch::irql::set(Dispatch::CR8);
         if call_on_dpc_stack(retire) {
-            // IF is the caller's, who may have cleared it.
             Irql::<Dispatch>::with(|at| sched::look(NothingInService::assume(), at));
         }
         arch::irql::set(High::CR8);
@@ -56,7 +59,10 @@ pub(super) fn request_on(there: &Prcb) {
 
 /// The up-call `retire`: expires timers and runs queued DPCs until there are none. On the DPC stack, at DISPATCH. True: there is
 /// work for [`run`].
-pub(crate) extern "sysv64" fn retire() -> bool {
+///
+/// # Safety
+/// As that up-call, or as [`inline`]: CR8 = 2, IF=1, on the DPC stack, and no token is in use on this processor.
+pub(crate) unsafe extern "sysv64" fn retire() -> bool {
     // SAFETY: CR8 is 2, on the way out of an interrupt or under `inline`'s unused token.
     unsafe {
         Irql::<Dispatch>::with(|at| {

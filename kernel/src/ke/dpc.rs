@@ -160,6 +160,7 @@ where
                 Inserted::Already => return false,
                 Inserted::Quietly => {}
                 Inserted::NeedsTick => tick::arm_for_dpcs(here),
+                // SAFETY: raised from `at` just now.
                 Inserted::Request => request::<L>(&mut raised),
             }
             true
@@ -167,11 +168,15 @@ where
     }
 }
 
-/// This processor is to look: now, if the level that was raised from lets it.
+/// This processor is to look: now, if the level that was raised from, and its IF, let it.
+///
+/// # Safety
+/// `raised` was raised from a token of L.
 #[inline(always)]
-fn request<L: Level>(raised: &mut Irql<High>) {
-    if L::HIGHEST < Dispatch::CR8 {
-        dispatch::inline(raised);
+unsafe fn request<L: Level>(raised: &mut Irql<High>) {
+    if L::HIGHEST < Dispatch::CR8 && arch::cpu::interrupts_enabled() {
+        // SAFETY: as is tested here, and the caller's.
+        unsafe { dispatch::inline(raised) };
     } else {
         // SAFETY: at HIGH.
         unsafe { arch::pcr::request_dispatch() };
@@ -206,6 +211,7 @@ where
                 Inserted::Already => return false,
                 Inserted::Quietly => {}
                 Inserted::NeedsTick => tick::arm_for_dpcs(here),
+                // SAFETY: raised from `at` just now.
                 Inserted::Request => request::<L>(&mut raised),
             }
             true

@@ -19,10 +19,13 @@ use super::{bugcheck, clock};
 /// only covers a host that runs the virtual processors in turn.
 const FREEZE_MICROSECONDS: u64 = 500_000;
 
-/// Sends an NMI to `target` that its handler will know as ours.
+/// Sends an NMI to `target` that its handler will know as ours; none to one that isn't online.
 pub fn send_nmi(target: &Processor) {
+    if target.prcb().state() != prcb::State::Online {
+        return;
+    }
     target.prcb().nmi_announced.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: a processor is registered with its tables loaded or about to be; callers pick ones that are online.
+    // SAFETY: it is online, so its tables are loaded.
     unsafe { arch::apic::send_nmi(target.prcb().apic_id()) };
 }
 

@@ -140,8 +140,9 @@ impl Processor {
 }
 
 impl Prcb {
-    /// This processor's block, and the token back, so that locks can be taken beside it. Neither outlives the token, and nothing
-    /// that may switch threads takes one at DISPATCH or above: no reference to a PRCB lives across a switch.
+    /// This processor's block, and the token back, so that locks can be taken beside it. Neither outlives the token. Outside of `ke`
+    /// nothing that may switch threads takes a token at DISPATCH or above, so no reference to a PRCB lives across a switch; inside,
+    /// `sched` and `wait` do, at the end of a look or a wait: what calls those forgets `here` first.
     #[doc(alias = "KeGetCurrentPrcb")]
     #[inline(always)]
     pub fn here<L: AtLeastDispatch>(at: &mut Irql<L>) -> (&Prcb, &mut Irql<L>) {

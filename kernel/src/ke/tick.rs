@@ -221,9 +221,12 @@ impl PerProcessor {
     }
 }
 
-/// This processor's block, for code that has no token to show: with IF=0, or at DISPATCH or above.
+/// This processor's block, for code that has no token to show.
+///
+/// # Safety
+/// With IF=0, or at DISPATCH or above, for as long as it is used.
 #[inline(always)]
-fn prcb_here() -> &'static Prcb {
+unsafe fn prcb_here() -> &'static Prcb {
     // SAFETY: GS is this processor's block, which never moves (prcb.rs, I1).
     unsafe { &*arch::pcr::prcb().cast::<Prcb>() }
 }
@@ -320,7 +323,8 @@ pub(crate) fn start() {
 
 /// This processor is busy from now on. The up-call `wake`, and the start of each processor. IF=0.
 pub(crate) fn wake() {
-    let here = prcb_here();
+    // SAFETY: IF=0.
+    let here = unsafe { prcb_here() };
     // First of all: translations that ended meanwhile.
     shootdown::wake(here);
     if OWNER.leave_idle(here.number()) {
@@ -336,7 +340,8 @@ pub(crate) fn wake() {
 
 /// This processor is about to halt. IF=0, after the last look for work.
 pub(super) fn go_idle() {
-    let here = prcb_here();
+    // SAFETY: IF=0.
+    let here = unsafe { prcb_here() };
     if let Some(busy) = OWNER.go_idle(here.number()) {
         nudge(busy);
     }

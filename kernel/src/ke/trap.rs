@@ -23,8 +23,11 @@ pub type Hook = fn(&mut TrapFrame) -> bool;
 static HOOK: AtomicUsize = AtomicUsize::new(0);
 
 /// Installs a hook for exceptions that a self-test provokes. Checked build: the release image has no such door.
+///
+/// # Safety
+/// The hook says of those exceptions only that it dealt with them which the self-test provokes, and sends their code where it may go on.
 #[cfg(feature = "verifier")]
-pub fn set_hook(hook: Option<Hook>) {
+pub unsafe fn set_hook(hook: Option<Hook>) {
     HOOK.store(hook.map_or(0, |hook| hook as usize), Ordering::Release);
 }
 
@@ -108,10 +111,13 @@ fn is_resolved(frame: &mut TrapFrame) -> bool {
     if matches!(decision, Decision::Fatal(_)) {
         return false;
     }
-    let resolution = arch::trap::interruptibly(frame, || match decision {
-        Decision::Toggle => toggle(&fault),
-        _ => at_apc(fault.irql, |at| resolve::resolve(decision, &fault, at)),
-    });
+    // SAFETY: of this very exception, unchanged; what it is about was taken from CR2 and the frame above.
+    let resolution = unsafe {
+        arch::trap::interruptibly(frame, || match decision {
+            Decision::Toggle => toggle(&fault),
+            _ => at_apc(fault.irql, |at| resolve::resolve(decision, &fault, at)),
+        })
+    };
     match resolution {
         Resolution::Resolved => true,
         Resolution::Refused(status) if fault.code == Code::UserCopy => {

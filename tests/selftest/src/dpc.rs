@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("dpc::low_importance_waits_for_a_tick_or_depth", low_importance),
     ("dpc::runs_on_the_processor_it_is_for", targets),
     ("dpc::a_remote_burst_is_one_interrupt", one_interrupt),
+    ("dpc::queued_uninterruptibly_waits_for_the_interrupt_flag", uninterruptible),
     ("dpc::requeues_itself", requeues),
     ("dpc::threaded_runs_at_passive_in_its_own_thread", threaded),
     ("dpc::flush_waits_for_all_that_was_queued", flush),
@@ -91,6 +92,23 @@ fn runs_once(at: &mut Irql<Passive>) -> Result {
     check(inserted == [true, false], "inserts", inserted[0].into(), inserted[1].into())?;
     equal(ran(), 1, "runs once lowered")?;
     equal(ARGUMENTS.load(Ordering::Relaxed), 0x101, "its arguments")
+}
+
+/// IF belongs to the thread; a routine finds it set.
+fn uninterruptible(at: &mut Irql<Passive>) -> Result {
+    static DPC: Dpc = Dpc::new(note);
+    reset();
+    // SAFETY: set again below.
+    unsafe { arch::cpu::cli() };
+    let queued = DPC.queue([1, 1], at);
+    let early = ran();
+    // SAFETY: as it was.
+    unsafe { arch::cpu::sti() };
+    check(queued, "the insert failed", 0, 0)?;
+    equal(early, 0, "runs with interrupts off")?;
+    // The instruction behind STI is not interrupted, the next may be.
+    wait_for("it never ran", || ran() == 1)?;
+    equal(WRONG.load(Ordering::Relaxed).into(), 0, "wrong surroundings")
 }
 
 static FROM_HANDLER: Dpc = Dpc::new(note);

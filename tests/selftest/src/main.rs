@@ -31,6 +31,8 @@ mod extended;
 #[cfg(target_os = "none")]
 mod held;
 #[cfg(target_os = "none")]
+mod idle;
+#[cfg(target_os = "none")]
 mod inject;
 #[cfg(target_os = "none")]
 mod interrupts;

@@ -192,10 +192,12 @@ fn handlers(_: &mut Irql<Passive>) -> Result {
         return Err(Verdict::Skip("needs SMAP"));
     }
     let seen = || SEEN.each_ref().map(|word| word.load(Ordering::Relaxed));
-    trap::set_hook(Some(breakpoint));
-    // SAFETY: SMAP is there; the hook goes on behind INT3, and AC is cleared again.
-    unsafe { core::arch::asm!("stac", "int3", "clac") };
-    trap::set_hook(None);
+    // SAFETY: SMAP is there; the hook goes on behind this INT3, the only exception until it is gone, and AC is cleared again.
+    unsafe {
+        trap::set_hook(Some(breakpoint));
+        core::arch::asm!("stac", "int3", "clac");
+        trap::set_hook(None);
+    }
     check(seen() == [0, AC], "an exception's handler has AC", seen()[0], seen()[1])?;
     let vector = test_vector(15);
     // SAFETY: the vector is the tests' own; the handler runs on any stack.

@@ -59,6 +59,7 @@ const SUITES: &[&[Test]] = &[
     crate::waits::TESTS,
     crate::ex::TESTS,
     crate::ex_guarded::TESTS,
+    crate::idle::TESTS,
     crate::apcs::TESTS,
     crate::suspension::TESTS,
     crate::work_queues::TESTS,

@@ -13,6 +13,7 @@ use sync::irql::{Irql, Passive};
 
 use crate::everywhere;
 use crate::interrupts::test_vector;
+use crate::probe::set_breakpoint;
 use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
 use crate::user_pages;
 use crate::user_stub::{self, AC, DF, End, Part, RAX, RBX, RF, Start, WRONG_FLAGS, WRONG_GS};
@@ -241,20 +242,6 @@ fn bad_return(at: &mut Irql<Passive>) -> Result {
         }
         Ok(())
     })
-}
-
-/// Execution breakpoint 0 of this processor; zero: none.
-///
-/// # Safety
-/// Exceptions are taken by a hook that resumes #DB with RF set.
-unsafe fn set_breakpoint(address: u64) {
-    // G0, an instruction, one byte long. Bit 10 reads as one.
-    let control: u64 = if address == 0 { 1 << 10 } else { 1 << 10 | 1 << 1 };
-    // SAFETY: the caller's.
-    unsafe {
-        core::arch::asm!("mov dr7, {none}", "mov dr0, {address}", "mov dr7, {control}",
-            none = in(reg) 1_u64 << 10, address = in(reg) address, control = in(reg) control, options(nostack));
-    }
 }
 
 /// The breakpoint, and how often it was hit.

@@ -243,13 +243,15 @@ pub(crate) fn map(handler: Handler, at: &mut Irql<Passive>) -> core::result::Res
     WRONG_GS.store(0, Ordering::Relaxed);
     WRONG_FLAGS.store(0, Ordering::Relaxed);
     HANDLER.store(handler as usize, Ordering::Relaxed);
-    trap::set_hook(Some(hook));
+    // SAFETY: the hook knows ring 3's code, and what the test makes it look for, by the frame.
+    unsafe { trap::set_hook(Some(hook)) };
     Ok(pages)
 }
 
 /// Takes everything back.
 pub(crate) fn unmap(pages: UserPages, at: &mut Irql<Passive>) {
-    trap::set_hook(None);
+    // SAFETY: none deals with nothing.
+    unsafe { trap::set_hook(None) };
     pages.end(at);
 }
 

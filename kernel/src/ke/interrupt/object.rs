@@ -168,10 +168,18 @@ impl<T: Send + 'static, K: Borrow<InterruptLock<T>>> Interrupt<T, K> {
         affinity: u64,
         at: &mut Irql<L>,
     ) -> Result<Route, ConnectError> {
-        let place = self.claim_place(MOVING).ok_or(ConnectError::NotConnected)?;
-        let result = routing::retarget((place >> 8) as u8, affinity, at);
-        self.state.store(place, Ordering::Release);
-        result
+        routing::change(at, |routing, at| {
+            let place = self.claim_for_a_move(at).ok_or(ConnectError::NotConnected)?;
+            let result = routing.retarget((place >> 8) as u8, affinity, at);
+            self.state.store(place, Ordering::Release);
+            result
+        })
+    }
+
+    /// At DISPATCH until the move is over: who waits for it doesn't do so in the place of who moves it.
+    fn claim_for_a_move(&self, at: &mut Irql<Dispatch>) -> Option<u32> {
+        at.check();
+        self.claim_place(MOVING)
     }
 
     /// Takes the place out of `state` for a change (I1); nothing when there is none. Waits for a move, which is short.

@@ -124,7 +124,7 @@ struct Binding {
 const FIRST: usize = arch::vector::DEVICE_FIRST as usize;
 const COUNT: usize = arch::vector::DEVICE_LAST as usize - FIRST + 1;
 
-struct Routing {
+pub(super) struct Routing {
     vectors: VectorAllocator,
     bindings: [Option<Binding>; COUNT],
 }
@@ -169,18 +169,14 @@ pub(super) fn bind<L: Below<Dispatch>>(request: &Request, at: &mut Irql<L>) -> R
     Ok(Route { vector, processor, apic_id })
 }
 
-/// Has `vector` delivered to a processor of `affinity`: of what others who share it asked for, too.
-pub(super) fn retarget<L: Below<Dispatch>>(
-    vector: u8,
-    affinity: u64,
+/// What `change` does under the lock, with the token of who holds it.
+pub(super) fn change<L: Below<Dispatch>, R>(
     at: &mut Irql<L>,
-) -> Result<Route, ConnectError> {
+    change: impl FnOnce(&mut Routing, &mut Irql<Dispatch>) -> R,
+) -> R {
     let mut guard = ROUTING.lock(at);
     let (routing, at) = guard.parts();
-    let binding = routing.binding(vector).ok_or(ConnectError::NotConnected)?;
-    let shared = binding.users > 1;
-    let common = if shared { affinity & binding.affinity } else { affinity };
-    routing.settle(vector, common, at)
+    change(routing, at)
 }
 
 /// An object is in the chain of `vector`: its line, if it has one, is unmasked, also after a storm.
@@ -277,6 +273,18 @@ impl Routing {
             binding.users += 1;
         }
         Ok(route)
+    }
+
+    /// Has `vector` delivered to a processor of `affinity`: of what others who share it asked for, too.
+    pub(super) fn retarget(
+        &mut self,
+        vector: u8,
+        affinity: u64,
+        at: &mut Irql<Dispatch>,
+    ) -> Result<Route, ConnectError> {
+        let binding = self.binding(vector).ok_or(ConnectError::NotConnected)?;
+        let common = if binding.users > 1 { affinity & binding.affinity } else { affinity };
+        self.settle(vector, common, at)
     }
 
     /// From now on `vector` goes to a processor of `affinity`: the one it has, if that is in it. A line is moved here; where
