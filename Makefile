@@ -1,7 +1,7 @@
 # Every command of the project. `ci/setup.sh` first makes what is missing; the `ci` crate does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help smp test trace explore replay run debug iso boot-loop boot-time crash bench bench-check mutants size model doc fmt lint unsafe clean
+.PHONY: help smp test trace explore replay run debug iso bochs boot-loop boot-time crash bench bench-check mutants size model doc fmt lint unsafe clean
 
 CARGO ?= cargo
 CI := $(CARGO) run --quiet --package ci --
@@ -62,6 +62,11 @@ iso: ## Make kirql.iso with Limine's binaries (LIMINE_DIR=dir CMDLINE=words OUTP
 	@$(CARGO) build --package kernel --target $(IMAGE_TARGET) --release
 	@arch/boot/iso.sh "$(LIMINE_DIR)" "$(TARGET_DIR)/$(IMAGE_TARGET)/release/kernel" \
 		"$(or $(OUTPUT),$(TARGET_DIR)/kirql.iso)" $(CMDLINE)
+
+bochs: ## [1 min] Boot the self-tests of the clock and of PCIDs under Bochs, with Limine's binaries (LIMINE_DIR=dir QEMU_CPUS=2 ONLY=part,part)
+	@test -n "$(LIMINE_DIR)" || { echo "bochs: LIMINE_DIR=dir names a binary release of Limine 8 or later" >&2; exit 2; }
+	@ci/setup.sh bochs
+	@$(CI) bochs --limine "$(LIMINE_DIR)" $(if $(QEMU_CPUS),--cpus $(QEMU_CPUS)) $(RUN)
 
 boot-loop: ## [40 s] Boot the self-tests LOOPS=50 times in a row, on 8 processors unless told otherwise
 	@ci/setup.sh run

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Makes the set-up that a command needs and this machine lacks; silent when nothing is missing.
 #
-#     ci/setup.sh build|run|test|debug|iso
+#     ci/setup.sh build|run|test|debug|iso|bochs
 #
-# build: the pinned Rust toolchain and a host linker. run, test: QEMU as well. debug: gdb as well. iso: xorriso.
+# build: the pinned Rust toolchain and a host linker. run, test: QEMU as well. debug: gdb as well. iso: xorriso. bochs: Bochs as well.
 # It says what it is about to install. Without the rights to, it prints the commands and fails; it never asks for a
 # password.
 set -euo pipefail
@@ -18,7 +18,7 @@ fail() {
 }
 
 usage() {
-    echo "usage: ci/setup.sh build|run|test|debug|iso" >&2
+    echo "usage: ci/setup.sh build|run|test|debug|iso|bochs" >&2
     exit 2
 }
 
@@ -214,6 +214,10 @@ debug)
     command -v gdb >/dev/null || missing+=(gdb)
     ;;
 iso) command -v xorriso >/dev/null || missing+=(xorriso) ;;
+bochs)
+    command -v bochs >/dev/null || missing+=(bochs bochsbios vgabios)
+    command -v xorriso >/dev/null || missing+=(xorriso)
+    ;;
 *) usage ;;
 esac
 

@@ -4,13 +4,14 @@
 //! `guest` understands what it prints; `qmp` and `hang` ask QEMU where a stuck processor is, `symbols` says what
 //! code that is; `memory` is the guest's, and `trace` what
 //! its processors did last; `report` judges. On top: `loops` (many boots), `crash` (deliberate bugchecks), `debug` (gdb),
-//! `size`, `unsafe_count`, `bench` (instructions, kept in `baseline`), `codegen` (what the compiler made of them), `mutants` (the checks' own check), and `test`, which is everything that must hold.
+//! `bochs` (another emulator), `size`, `unsafe_count`, `bench` (instructions, kept in `baseline`), `codegen` (what the compiler made of them), `mutants` (the checks' own check), and `test`, which is everything that must hold.
 //!
 //! Exit status: 0 all passed, 1 a test failed, 2 wrong use or set-up, 3 bugcheck, 4 hang, 5 the guest cannot run
 //! here, 6 QEMU ended early, 130 interrupted.
 
 mod baseline;
 mod bench;
+mod bochs;
 #[cfg(test)]
 mod claims;
 mod codegen;
@@ -146,6 +147,8 @@ enum Command {
         #[arg(long)]
         bless: bool,
     },
+    /// Boot the self-tests under Bochs, which has the timer by the TSC's deadline, and PCIDs; from a CD with Limine.
+    Bochs(bochs::Args),
     /// Disassemble operations that must be a few given instructions.
     Codegen,
     /// Try seeded bugs: each must be caught by the check that its patch names.
@@ -170,7 +173,7 @@ enum Command {
 struct SmpArgs {
     #[command(flatten)]
     guest: GuestArgs,
-    /// Run only the self-tests whose name contains this.
+    /// Run only the self-tests whose name contains this, or one of several texts with commas between.
     #[arg(long)]
     only: Option<String>,
     /// Seconds after which a guest that has not ended is a hang.
@@ -233,6 +236,7 @@ fn execute(command: Command) -> Result<u8> {
         Command::Bench { check, .. } => {
             bench::run(if check { bench::Mode::Check } else { bench::Mode::Show })
         }
+        Command::Bochs(args) => bochs::run(&args),
         Command::Codegen => codegen::check(),
         Command::Mutants { list: true, .. } => mutants::list(),
         Command::Mutants { sample: true, .. } => mutants::run(mutants::Choice::Sample),

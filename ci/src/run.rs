@@ -313,6 +313,11 @@ impl<'a> Reader<'a> {
         !bytes.is_empty()
     }
 
+    /// What has been said so far.
+    pub(crate) fn transcript(&self) -> &Transcript {
+        &self.transcript
+    }
+
     /// Shows how far the guest is.
     pub(crate) fn progress(&mut self) {
         let transcript = &self.transcript;

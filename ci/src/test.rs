@@ -14,7 +14,7 @@ use crate::qemu::{Accel, Qemu};
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
 use crate::{
-    bench, codegen, crash, debug, explore, loops, mutants, process, size, skips, trace, unsafe_count,
+    bench, bochs, codegen, crash, debug, explore, loops, mutants, process, size, skips, trace, unsafe_count,
 };
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
@@ -65,6 +65,11 @@ const STEPS: &[Step] = &[
         name: "replay",
         what: "two runs under the instruction counter, the same to the byte",
         run: replay,
+    },
+    Step {
+        name: "bochs",
+        what: "the clock by the TSC's deadline, and PCIDs, under Bochs, where Limine's binaries are given",
+        run: under_bochs,
     },
     Step { name: "trace", what: "a trace is read and written", run: traced },
     Step { name: "explore", what: "seeds explored, each twice with the same trace", run: explored },
@@ -371,6 +376,13 @@ fn replay() -> Result<Done> {
         }
     }
     Ok(Done::Passed)
+}
+
+fn under_bochs() -> Result<Done> {
+    if let Some(why) = bochs::missing(bochs::limine_dir().as_deref()) {
+        return Ok(Done::Skipped(why));
+    }
+    zero(bochs::run(&bochs::Args::default())?)
 }
 
 fn traced() -> Result<Done> {

@@ -1,7 +1,7 @@
 //! The self-test image: boots, tests the kernel from inside, and says how it went by its exit status.
 //!
-//! Each test prints one line: `ok`, `FAIL` with the reason, or `skip` with what it needs. `only=TEXT` on the command line
-//! runs those whose name contains it; `crash=NAME` does something fatal instead, for the harness to compare the report.
+//! Each test prints one line: `ok`, `FAIL` with the reason, or `skip` with what it needs. `only=TEXT,TEXT` on the command line
+//! runs those whose name contains one of them; `crash=NAME` does something fatal instead, for the harness to compare the report.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
