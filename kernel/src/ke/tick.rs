@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use arch::frame::InterruptFrame;
 use sync::clock_owner::{ClockOwner, Nudge};
 use sync::deadline::Armed;
-use sync::irql::{Clock, High, Irql};
+use sync::irql::{Clock, Dispatch, High, Irql};
 
 use super::bugcheck::{StopCode, bugcheck};
 use super::prcb::{self, Prcb};
@@ -383,6 +383,13 @@ pub(super) fn nudged(frame: &InterruptFrame, at: &mut Irql<Clock>) {
         // SAFETY: HIGH.
         Nudge::Owned => unsafe { here.tick.own(here.number()) },
     }
+}
+
+/// When this processor, as the clock's owner, last updated the shared time (interrupt time, 100 ns): the page must not be older.
+/// Nothing: another one owns the clock.
+pub fn updated_at(at: &mut Irql<Dispatch>) -> Option<u64> {
+    let (here, _) = Prcb::here(at);
+    OWNER.is(here.number()).then(|| get(&here.tick.owner_due).saturating_sub(UPDATE))
 }
 
 fn nudge(number: u32) {
