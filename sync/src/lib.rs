@@ -7,8 +7,8 @@
 //!    readers that must not write; [`bit_lock`], in an object's header
 //! 3. [`deferred`], [`ipi`], [`shootdown`], [`disconnect`], [`log_ring`], [`clock_owner`], [`system_time`], [`timer`],
 //!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`]: protocols between processors
-//! 4. [`wait_word`], [`handoff`], [`idle_set`], [`attention`]: who ends a wait, when its thread may run elsewhere, who looks for
-//!    it, what it must look at itself
+//! 4. [`wait_word`], [`handoff`], [`idle_set`], [`attention`], [`ownership`]: who ends a wait, when its thread may run elsewhere, who
+//!    looks for it, what it must look at itself, and what it holds
 //! 5. [`event`], what protocols between threads ask of the scheduler: [`rundown`], [`push_lock`], [`fast_mutex`], [`resource`]
 //! 6. [`raw`], levels and locks for drivers, which have no types to show; [`lock_order`], what watches them
 //! 7. `guard`, what all guards of locks give; `prim`, the atomics underneath: core's, interruptible ones on the host, or a model
@@ -34,6 +34,7 @@ pub mod lock_set;
 pub mod log_ring;
 #[cfg(feature = "verifier")]
 mod owner;
+pub mod ownership;
 pub mod page_counts;
 pub mod paged;
 mod prim;

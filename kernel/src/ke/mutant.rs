@@ -4,19 +4,17 @@
 //!
 //! IRQL:       release at PASSIVE or APC, by the owner; waiting is `wait`'s.
 //! Locks:      the object's.
-//! Invariants: I1 the signal state is below 1 <=> `owner` holds it, and has it in its list of held mutants. All three change under the
-//!                object's lock. While it is free, `owner` is whoever held it last.
-//!             I2 a thread's list is its own while it doesn't wait, and from the end of its wait until that has returned whoever ended the
-//!                wait by a mutant's: there is one such, and the thread gets behind it by the hand-off, or by the mutant's lock when it takes its
-//!                wait blocks out.
+//! Invariants: I1 the signal state is below 1 <=> the owner has it in its list of held mutants: `sync::ownership` says whose the list is.
+//!                Both change under the object's lock.
+//! Tests:      tests/models/tests/mutant.rs; selftest `waits::mutant_*`.
 //! Sources:    WDK, `KeInitializeMutex`, `KeReleaseMutex`, "Mutex Objects".
 
 use core::cell::UnsafeCell;
 use core::hint::cold_path;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
 
 use sync::irql::{Dispatch, Irql};
+use sync::ownership::{Ownable, Ownership};
 
 use super::object::{Header, kind};
 use super::thread::Thread;
@@ -28,50 +26,34 @@ use crate::rtl::NtStatus;
 #[repr(C)]
 pub struct Mutant {
     header: Header,
-    /// I1.
-    links: UnsafeCell<Links>,
-    /// I1.
-    owner: AtomicPtr<Thread>,
+    /// I1. Where NT has its list entry, and behind it the owner.
+    ownership: Ownership<Self>,
     /// Its last owner ended without releasing it: the next acquisition is told.
     abandoned: UnsafeCell<bool>,
     _apc_disable: u8,
     _pad: [u8; 6],
 }
 
-/// A pointer in a list: written by who the list is (I2); an atomic for who asks whether a list is empty.
-type Link = AtomicPtr<Mutant>;
+/// The mutants that a thread holds.
+pub(super) type Held = sync::ownership::Held<Mutant>;
 
-struct Links {
-    /// What its owner held before.
-    next: Link,
-    _back: usize,
-}
+impl Ownable for Mutant {
+    type Owner = Thread;
 
-/// The mutants that a thread holds (I2).
-pub(super) struct Held {
-    first: Link,
-}
-
-impl Held {
-    pub(super) const fn new() -> Self {
-        Self { first: Link::new(ptr::null_mut()) }
-    }
-
-    /// Does it hold none? Stale at once for whoever's the list is not.
     #[inline(always)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.first.load(Ordering::Relaxed).is_null()
+    fn ownership(&self) -> &Ownership<Self> {
+        &self.ownership
     }
 }
 
 const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<Mutant>() == 56);
-    assert!(offset_of!(Mutant, links) == 24 && offset_of!(Mutant, owner) == 40);
+    assert!(offset_of!(Mutant, ownership) == 24 && size_of::<Ownership<Mutant>>() == 24);
     assert!(offset_of!(Mutant, abandoned) == 48);
 };
 
-// SAFETY: `links` is accessed by whoever has the owner's list (I2), `abandoned` under the lock; the rest is atomics.
+// SAFETY: `abandoned` is accessed under the lock; the rest is atomics.
 unsafe impl Sync for Mutant {}
 // SAFETY: a mutant is moved only while nobody holds it.
 unsafe impl Send for Mutant {}
@@ -83,8 +65,7 @@ impl Mutant {
     pub const fn new() -> Self {
         Self {
             header: Header::new(kind::MUTANT, 1),
-            links: UnsafeCell::new(Links { next: Link::new(ptr::null_mut()), _back: 0 }),
-            owner: AtomicPtr::new(ptr::null_mut()),
+            ownership: Ownership::new(),
             abandoned: UnsafeCell::new(false),
             _apc_disable: 0,
             _pad: [0; 6],
@@ -118,13 +99,13 @@ impl Mutant {
     /// Is it `thread` that holds it, if somebody does? Exact for the running thread, and under the lock.
     #[inline(always)]
     pub(super) fn is_owned_by(&self, thread: &Thread) -> bool {
-        ptr::eq(self.owner.load(Ordering::Relaxed), thread)
+        self.ownership.is_by(thread)
     }
 
     /// The address of the thread that holds it, or 0. Stale at once, unless that thread waits.
     #[cfg(feature = "verifier")]
     pub(super) fn holder(&self) -> usize {
-        if self.state() > 0 { 0 } else { self.owner.load(Ordering::Relaxed).addr() }
+        if self.state() > 0 { 0 } else { self.ownership.last().addr() }
     }
 
     /// What the next acquisition adds to its status. Under the lock.
@@ -145,13 +126,8 @@ impl Mutant {
             return 0;
         }
         self.header.set_signal_state(0);
-        self.owner.store(ptr::from_ref(thread).cast_mut(), Ordering::Relaxed);
-        // SAFETY: free until now, so in no list (I1); the thread's list is ours (I2).
-        unsafe {
-            let first = &thread.held.first;
-            (*self.links.get()).next.store(first.load(Ordering::Relaxed), Ordering::Relaxed);
-            first.store(ptr::from_ref(self).cast_mut(), Ordering::Relaxed);
-        }
+        // SAFETY: the lock is held, and it is free; the list is the caller's, who is the thread or has ended its wait.
+        unsafe { thread.held.acquire(self, thread) };
         // SAFETY: under the lock.
         unsafe {
             if *self.abandoned.get() {
@@ -161,39 +137,6 @@ impl Mutant {
             }
         }
         0
-    }
-
-    /// It is free again: out of the list of its owner.
-    ///
-    /// # Safety
-    /// The lock is held, and `owner` runs here.
-    #[inline(always)]
-    unsafe fn unlink(&self, owner: &Thread) {
-        // SAFETY: linked (I1), in a list that is ours (I2).
-        unsafe {
-            let first = &owner.held.first;
-            if !ptr::eq(first.load(Ordering::Relaxed), self) {
-                cold_path();
-                return self.unlink_from(first);
-            }
-            first.store((*self.links.get()).next.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-    }
-
-    /// Mutants are mostly released in the reverse order; this one is not the last that was acquired.
-    ///
-    /// # Safety
-    /// It is linked behind the first that `at` leads to, in a list that is ours.
-    #[cold]
-    #[inline(never)]
-    unsafe fn unlink_from(&self, mut at: &Link) {
-        // SAFETY: the caller's; the list ends with this one at the latest.
-        unsafe {
-            while !ptr::eq(at.load(Ordering::Relaxed), self) {
-                at = &(*(*at.load(Ordering::Relaxed)).links.get()).next;
-            }
-            at.store((*self.links.get()).next.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
     }
 
     /// Gives it back, once; the one that it goes to is boosted by `increment`. Returns the old state: 0, it is free now.
@@ -222,7 +165,7 @@ impl Mutant {
         }
         self.header.set_signal_state(1);
         // SAFETY: the lock is held, and it is this thread's.
-        unsafe { self.unlink(me) };
+        unsafe { me.held.release(self) };
         // SAFETY: the lock is held.
         if !unsafe { self.header.first_waiter() }.is_null() {
             cold_path();
@@ -243,13 +186,13 @@ impl Mutant {
 
 /// The running thread ends: what it still holds is abandoned, and goes to whoever waits.
 pub(super) fn abandon_all(me: &Thread, at: &mut Irql<Dispatch>) {
-    // SAFETY: the list is the running thread's (I2); a held mutant stays, as its owner promised by taking it.
-    while let Some(mutant) = unsafe { me.held.first.load(Ordering::Relaxed).as_ref() } {
+    // SAFETY: the list is the running thread's; a held mutant stays, as its owner promised by taking it.
+    while let Some(mutant) = unsafe { me.held.first() } {
         let mut woken = Woken::new();
         {
             let _guard = mutant.header.word.lock(&mut *at);
             // SAFETY: the lock is held; nobody but this thread releases it.
-            unsafe { mutant.unlink(me) };
+            unsafe { me.held.release(mutant) };
             // SAFETY: under the lock.
             unsafe { *mutant.abandoned.get() = true };
             mutant.header.set_signal_state(1);
