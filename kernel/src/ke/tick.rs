@@ -392,6 +392,13 @@ pub fn updated_at(at: &mut Irql<Dispatch>) -> Option<u64> {
     OWNER.is(here.number()).then(|| get(&here.tick.owner_due).saturating_sub(UPDATE))
 }
 
+/// What this processor's clock is programmed for (interrupt time, 100 ns). Nothing: another one owns the shared time. At HIGH, so that
+/// whatever else the caller reads is of the same moment.
+pub fn armed_for_update(at: &mut Irql<High>) -> Option<u64> {
+    let (here, _) = Prcb::here(at);
+    OWNER.is(here.number()).then(|| here.tick.armed())
+}
+
 fn nudge(number: u32) {
     if let Some(processor) = prcb::get(number) {
         // SAFETY: the vector's handler is in place before any processor is registered.
