@@ -49,7 +49,7 @@ impl Drop for Entered {
 pub fn spin_hint() {
     inject::point();
     #[cfg(not(loom))]
-    std::thread::yield_now();
+    inject::spun();
     #[cfg(loom)]
     explored::spin();
 }

@@ -52,6 +52,20 @@ std::thread_local! {
     static ARMED: Cell<*const Injection<'static>> = const { Cell::new(ptr::null()) };
 }
 
+std::thread_local! {
+    static SPUN: Cell<fn()> = const { Cell::new(std::thread::yield_now) };
+}
+
+/// From now on this thread calls `f` where it spins for others, in place of giving way: for tests that say who goes on.
+pub fn on_spin(f: fn()) {
+    SPUN.set(f);
+}
+
+/// This thread spins for others.
+pub(super) fn spun() {
+    SPUN.get()();
+}
+
 /// A point at which a virtual interrupt may arrive. Costs one thread-local load when none is armed. Nothing in a model,
 /// where interleaving is loom's business.
 #[inline]

@@ -128,6 +128,13 @@ pub(crate) use report::place;
 #[cfg(target_os = "none")]
 pub use report::{bugcheck, is_under_way, raw, register_callback, with_frame};
 
+/// The same on a host: a panic, which `arch::stop::catch` tells.
+#[cfg(not(target_os = "none"))]
+#[track_caller]
+pub(in crate::ke) fn bugcheck(code: StopCode, parameters: [u64; 4]) -> ! {
+    arch::fatal(code as u32, parameters)
+}
+
 #[cfg(target_os = "none")]
 mod report {
     use core::fmt::{self, Write};

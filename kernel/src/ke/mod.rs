@@ -1,7 +1,8 @@
 //! The kernel proper: processors, exceptions, bugchecks, requests between processors, interrupts, deferred work, time.
 //!
 //! Reading order: `prcb` (what a processor has), `vectors` (who takes which interrupt), `dispatch` (what DISPATCH level does),
-//! `dpc`, `clock` (how time is read), `tick` (when the clock interrupts), `timer`; then the rest.
+//! `dpc`, `clock` (how time is read), `tick` (when the clock interrupts), `timer`; then the rest. On a host `hosted` stands in for what
+//! needs a machine, so that dispatcher objects and waits run there as they ship.
 
 #[cfg(target_os = "none")]
 pub mod apc;
@@ -14,29 +15,26 @@ pub mod clock;
 pub mod dispatch;
 #[cfg(target_os = "none")]
 pub mod dpc;
-#[cfg(target_os = "none")]
 pub mod event;
 #[cfg(target_os = "none")]
 pub mod extended;
 #[cfg(target_os = "none")]
 pub mod freeze;
-#[cfg(target_os = "none")]
 pub mod gate;
+#[cfg(not(target_os = "none"))]
+pub mod hosted;
 #[cfg(target_os = "none")]
 pub mod idle;
 pub mod interrupt;
 #[cfg(target_os = "none")]
 pub mod ipi;
-#[cfg(target_os = "none")]
 pub mod mutant;
 pub mod object;
 #[cfg(target_os = "none")]
 pub mod prcb;
-#[cfg(target_os = "none")]
 pub mod queue;
 pub mod rate;
 pub mod sched;
-#[cfg(target_os = "none")]
 pub mod semaphore;
 #[cfg(target_os = "none")]
 pub mod shared_data;
@@ -53,3 +51,8 @@ pub mod trap;
 pub mod vectors;
 pub mod wait;
 pub mod watchdog;
+
+#[cfg(not(target_os = "none"))]
+use hosted::prcb;
+#[cfg(not(target_os = "none"))]
+pub use hosted::{apc, clock, thread};

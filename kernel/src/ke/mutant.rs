@@ -103,7 +103,7 @@ impl Mutant {
     }
 
     /// The address of the thread that holds it, or 0. Stale at once, unless that thread waits.
-    #[cfg(feature = "verifier")]
+    #[cfg(all(target_os = "none", feature = "verifier"))]
     pub(super) fn holder(&self) -> usize {
         if self.state() > 0 { 0 } else { self.ownership.last().addr() }
     }

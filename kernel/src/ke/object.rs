@@ -16,7 +16,6 @@ use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::{AtomicI32, Ordering};
 
-#[cfg(target_os = "none")]
 use arch::trace::{self, Kind, about};
 use sync::bit_lock::LockWord;
 use sync::irql::ObjectLock;
@@ -59,7 +58,6 @@ pub struct Header {
 }
 
 /// First and last.
-#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "nobody waits on a host"))]
 struct Waiters {
     first: *mut WaitBlock,
     last: *mut WaitBlock,
@@ -96,7 +94,6 @@ impl Header {
     }
 }
 
-#[cfg(target_os = "none")]
 impl Header {
     /// The caller holds the lock.
     #[inline(always)]

@@ -40,6 +40,10 @@ mod verify;
 
 pub use schedulable::{PRIORITIES, Place, REAL_TIME, Schedulable};
 
+#[cfg(not(target_os = "none"))]
+pub(in crate::ke) use super::hosted::sched::{
+    after_signal, block, leave_a_look, make_ready, make_ready_and_leave,
+};
 #[cfg(target_os = "none")]
 pub(in crate::ke) use balance::{go_idle_look, may_halt};
 #[cfg(target_os = "none")]

@@ -7,7 +7,6 @@
 //!             processor has left the stack (`left_for_good`). So the memory is never freed under its feet.
 //! Not as NT:  an ended thread keeps its stack as long as somebody has a reference. The ideal processors go round by creation.
 
-use core::hint::cold_path;
 use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -23,7 +22,7 @@ use super::super::prcb::{self, Prcb};
 use super::super::sched::{self, PRIORITIES, Place, Schedulable};
 #[cfg(feature = "verifier")]
 use super::super::wait;
-use super::super::wait::signal::{self, Woken};
+use super::super::wait::signal;
 use super::super::{apc, clock, extended, mutant, queue};
 use super::stack::Stack;
 use super::{Name, Thread, ThreadRef};
@@ -385,41 +384,11 @@ pub fn exit(status: NtStatus, at: &mut Irql<Passive>) -> ! {
     me.exit_status.store(status.0, Ordering::Release);
     // Before anybody who joins could ask.
     sched::charge_running(&mut at);
-    if let Some(thread) = signal_end(me, &mut at) {
+    if let Some(thread) = signal::end_of(me.header(), &mut at) {
         // SAFETY: its wait was won just now.
         unsafe { sched::make_ready(thread, 0, &mut *at) };
     }
     sched::leave_for_good(&mut at, nothing)
-}
-
-/// The running thread is signalled for good. The one that waits for it, where there is one, is the caller's to make ready; if there are
-/// several, they were made so.
-#[inline(always)]
-fn signal_end<'a>(me: &Thread, at: &mut Irql<Dispatch>) -> Option<&'a Thread> {
-    let guard = me.header.word.lock(&mut *at);
-    me.header.set_signal_state(1);
-    // SAFETY: the lock is held.
-    if unsafe { me.header.first_waiter() }.is_null() {
-        return None;
-    }
-    // SAFETY: as above, and somebody waits; a wait for a thread takes nothing.
-    let first = unsafe { signal::claim_first(&me.header) };
-    // SAFETY: as above.
-    if first.is_some() && unsafe { me.header.first_waiter() }.is_null() {
-        return first;
-    }
-    cold_path();
-    let mut woken = Woken::new();
-    // SAFETY: as above; the first was claimed just now.
-    unsafe {
-        if let Some(first) = first {
-            woken.push(first);
-        }
-        woken.satisfy(&me.header);
-    }
-    drop(guard);
-    woken.finish(0, at);
-    None
 }
 
 /// Makes the context that the processor booted in its idle thread.

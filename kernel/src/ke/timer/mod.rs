@@ -26,8 +26,12 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use super::object::{Header, kind};
 
+#[cfg(not(target_os = "none"))]
+pub(in crate::ke) mod hosted;
 #[cfg(target_os = "none")]
 mod set;
+#[cfg(not(target_os = "none"))]
+pub use hosted::{cancel, set};
 #[cfg(target_os = "none")]
 pub use set::{Table, cancel, set, set_system_time};
 #[cfg(target_os = "none")]
@@ -37,7 +41,6 @@ use sync::deferred::Entry as KDpc;
 
 /// Header bits; object.rs has the table.
 mod flag {
-    #[cfg(target_os = "none")]
     pub(super) const ABSOLUTE: u32 = 1 << 8;
     pub(super) use sync::timer::INSERTED;
 }
@@ -224,7 +227,6 @@ impl Timer {
     }
 }
 
-#[cfg(target_os = "none")]
 impl super::wait::Waitable for Timer {
     #[inline(always)]
     fn header(&self) -> &Header {

@@ -8,11 +8,7 @@
 use core::ptr;
 
 use super::super::object::Header;
-#[cfg(target_os = "none")]
 use super::super::thread::Thread;
-/// On a host there are timers to test, and nobody who waits.
-#[cfg(not(target_os = "none"))]
-enum Thread {}
 
 /// What a wait is for. NT's WAIT_TYPE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +60,6 @@ impl WaitBlock {
     }
 }
 
-#[cfg(target_os = "none")]
 impl WaitBlock {
     /// For a wait of `thread` for `object`, not registered yet.
     #[inline(always)]

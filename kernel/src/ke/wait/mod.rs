@@ -18,44 +18,32 @@
 //!             leaves all lists, lowers, delivers, and waits anew for what is left of its time, behind the others that wait.
 //! Not as NT:  a signal goes to those that wait for its object alone, or for any, before it is tried on those that wait for all. The list of
 //!             waiters is no LIST_ENTRY ring.
-//! Tests:      tests/models/tests/wait_word.rs; selftest `waits::*`.
+//! Tests:      tests/models/tests/{wait_word,mutant}.rs; tests/props/tests/{dispatcher,wait_schedules}.rs; selftest `waits::*`.
 //! Sources:    WDK, `KeWaitForSingleObject`, `KeWaitForMultipleObjects`, `KeDelayExecutionThread`.
 
-#[cfg(target_os = "none")]
 mod attend;
 pub mod block;
 #[cfg(all(target_os = "none", feature = "verifier"))]
 pub mod chain;
-#[cfg(target_os = "none")]
 mod multiple;
-#[cfg(target_os = "none")]
 pub(in crate::ke) mod signal;
-#[cfg(target_os = "none")]
 mod signal_first;
-#[cfg(target_os = "none")]
 mod single;
-#[cfg(target_os = "none")]
 mod timeout;
-#[cfg(all(target_os = "none", not(feature = "verifier")))]
+#[cfg(not(all(target_os = "none", feature = "verifier")))]
 mod unnoted;
 
 use sync::irql::{Apc, AtOrBelow, Below, Dispatch, MayBlock, ObjectLock};
 
-#[cfg(target_os = "none")]
 pub use super::apc::alert::Alertable;
 #[cfg(all(target_os = "none", feature = "verifier"))]
 pub(crate) use chain::sleep_behind;
-#[cfg(target_os = "none")]
 pub use multiple::{MAXIMUM_WAIT_OBJECTS, for_all, for_all_alertable, for_any, for_any_alertable};
-#[cfg(target_os = "none")]
 pub use signal_first::signal_and_wait;
-#[cfg(target_os = "none")]
 pub use single::{Waitable, for_single, for_single_alertable, poll};
-#[cfg(target_os = "none")]
 pub(in crate::ke) use timeout::{after_an_apc, in_queue};
-#[cfg(target_os = "none")]
 pub use timeout::{delay, delay_alertable};
-#[cfg(all(target_os = "none", not(feature = "verifier")))]
+#[cfg(not(all(target_os = "none", feature = "verifier")))]
 use unnoted as chain;
 #[cfg(all(target_os = "none", not(feature = "verifier")))]
 pub(crate) use unnoted::sleep_behind;

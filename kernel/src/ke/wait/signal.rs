@@ -192,6 +192,36 @@ pub(in crate::ke) unsafe fn claim_first<'a>(header: &Header) -> Option<&'a Threa
     }
 }
 
+/// The running thread ends: `header`, its own, is signalled for good. The one that waits for it, where there is one, is the caller's to make ready; if there are
+/// several, they were made so.
+#[inline(always)]
+pub(in crate::ke) fn end_of<'a>(header: &Header, at: &mut Irql<Dispatch>) -> Option<&'a Thread> {
+    let guard = header.word.lock(&mut *at);
+    header.set_signal_state(1);
+    // SAFETY: the lock is held.
+    if unsafe { header.first_waiter() }.is_null() {
+        return None;
+    }
+    // SAFETY: as above, and somebody waits; a wait for a thread takes nothing.
+    let first = unsafe { claim_first(header) };
+    // SAFETY: as above.
+    if first.is_some() && unsafe { header.first_waiter() }.is_null() {
+        return first;
+    }
+    cold_path();
+    let mut woken = Woken::new();
+    // SAFETY: as above; the first was claimed just now.
+    unsafe {
+        if let Some(first) = first {
+            woken.push(first);
+        }
+        woken.satisfy(header);
+    }
+    drop(guard);
+    woken.finish(0, at);
+    None
+}
+
 /// What is added to the status of a wait that ends by `header`.
 #[inline(always)]
 fn abandoned(header: &Header) -> u32 {

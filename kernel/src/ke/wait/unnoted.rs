@@ -1,7 +1,10 @@
-//! What stands in for `chain` in the release build, where waits leave no notes.
+//! What stands in for `chain` in the release build and on a host, where waits leave no notes.
 
+#[cfg(target_os = "none")]
 use sync::event::Behind;
-use sync::irql::{Apc, Dispatch, Irql};
+#[cfg(target_os = "none")]
+use sync::irql::Apc;
+use sync::irql::{Dispatch, Irql};
 
 use super::super::object::Header;
 use super::super::thread::Thread;
@@ -38,6 +41,7 @@ pub(super) fn begin(_: &Thread, _: For, _: &mut Irql<Dispatch>) -> Noted {
 #[inline(always)]
 pub(super) fn end(_: &Thread, _: Noted, _: &mut Irql<Dispatch>) {}
 
+#[cfg(target_os = "none")]
 #[inline(always)]
 pub(crate) fn sleep_behind<R>(
     _: Option<Behind<'_>>,
