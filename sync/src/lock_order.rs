@@ -11,7 +11,7 @@
 //! IRQL:       any but NMI; works at HIGH, so that an interrupt can't come back in on the same processor.
 //! Locks:      one word of its own, innermost of all: nothing is called while it is held.
 //! Invariants: graph.rs.
-//! Tests:      tests/props/tests/locks.rs (against a naive graph); the unit tests below and in raw.rs, interrupt_lock.rs.
+//! Tests:      tests/props/tests/lock_order.rs (against a naive graph); the unit tests below and in raw.rs, interrupt_lock.rs.
 
 #[cfg(all(feature = "verifier", not(loom)))]
 mod graph;

@@ -7,7 +7,7 @@
 //!
 //! Called by:  the export table that foreign drivers bind to, and nothing else.
 //! Not as NT:  `Result`-free and without the lock's address in 0x09 / 0x0A: the parameters are the levels.
-//! Tests:      the unit tests below; tests/props/tests/locks.rs.
+//! Tests:      the unit tests below; tests/props/tests/lock_order.rs.
 
 use core::panic::Location;
 

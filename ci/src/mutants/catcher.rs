@@ -2,7 +2,7 @@
 //!
 //! | words | what runs |
 //! |---|---|
-//! | `host PACKAGE[/FILE] TEST` | tests on the host whose name contains TEST: the library's, or those of tests/FILE.rs |
+//! | `host PACKAGE[/FILE] TEST` | tests on the host whose name contains TEST: the library's, or those of tests/FILE.rs. As shipped, but of `props`, whose default is the checked build |
 //! | `checked-host PACKAGE[/FILE] TEST` | the same with the feature `verifier` |
 //! | `model FILE TEST` | one loom model of tests/models/tests/FILE.rs |
 //! | `miri PACKAGE TEST` | unit tests of the library whose name contains TEST, as shipped, under Miri |
