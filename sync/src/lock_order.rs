@@ -6,12 +6,12 @@
 //! parameters for it (0x1001, the lock, the call site of this acquire, the call site of the recorded one).
 //!
 //! Locks are told apart by class: the address, or what [`set_class`] registered for it. Storage is fixed; what doesn't fit is
-//! not watched, and [`unwatched`] counts it. A try acquire can't deadlock: it makes no edge, but is held.
+//! not watched: [`unwatched`] counts it, and [`set_full_hook`] has the first time told. A try acquire can't deadlock: it makes no edge, but is held.
 //!
 //! IRQL:       any but NMI; works at HIGH, so that an interrupt can't come back in on the same processor.
 //! Locks:      one word of its own, innermost of all: nothing is called while it is held.
 //! Invariants: graph.rs.
-//! Tests:      tests/props/tests/lock_order.rs (against a naive graph); the unit tests below and in raw.rs, interrupt_lock.rs.
+//! Tests:      tests/props/tests/lock_order.rs (against a naive graph), lock_order_full.rs; the unit tests below and in raw.rs, interrupt_lock.rs.
 
 #[cfg(all(feature = "verifier", not(loom)))]
 mod graph;
@@ -21,7 +21,7 @@ pub(crate) use off::*;
 #[cfg(all(feature = "verifier", not(loom)))]
 pub(crate) use on::*;
 #[cfg(all(feature = "verifier", not(loom)))]
-pub use on::{forget, set_class, unwatched};
+pub use on::{forget, set_class, set_full_hook, unwatched};
 
 /// Nothing is watched, and it costs nothing.
 #[cfg(not(all(feature = "verifier", not(loom))))]
@@ -94,6 +94,7 @@ mod on {
     use crate::word::Word;
 
     use super::graph::{Cycle, Graph, Site};
+    use crate::Once;
 
     /// NT's "deadlock detected".
     const DEADLOCK: u64 = 0x1001;
@@ -122,11 +123,32 @@ mod on {
         result
     }
 
+    static FULL: Once<fn(Site)> = Once::new();
+
+    /// Has `hook` called when a table is full for the first time, with the place of the call that is not watched: at that caller's
+    /// level, and under what it holds. The first hook stays.
+    pub fn set_full_hook(hook: fn(&'static Location<'static>)) {
+        FULL.call_once(|| hook);
+    }
+
+    /// [`with_graph`], for what may find a table full.
+    fn grow<R>(site: Site, f: impl FnOnce(&mut Graph) -> R) -> R {
+        let (result, is_first) = with_graph(|graph| {
+            let before = graph.unwatched();
+            let result = f(graph);
+            (result, before == 0 && graph.unwatched() != 0)
+        });
+        if is_first && let Some(hook) = FULL.get() {
+            hook(site);
+        }
+        result
+    }
+
     /// The lock at `address` is about to be waited for.
     #[track_caller]
     pub(crate) fn acquiring(address: usize) {
         let (processor, site): (_, Site) = (arch::cpu::number() as usize, Location::caller());
-        if let Err(Cycle(other)) = with_graph(|graph| graph.acquire(processor, address, site)) {
+        if let Err(Cycle(other)) = grow(site, |graph| graph.acquire(processor, address, site)) {
             let parameters = [DEADLOCK.into(), (address as u64).into(), site.into(), other.into()];
             arch::fatal_at(stop::DRIVER_VERIFIER_DETECTED_VIOLATION, parameters);
         }
@@ -136,7 +158,7 @@ mod on {
     #[track_caller]
     pub(crate) fn acquired_by_try(address: usize) {
         let (processor, site) = (arch::cpu::number() as usize, Location::caller());
-        with_graph(|graph| graph.tried(processor, address, site));
+        grow(site, |graph| graph.tried(processor, address, site));
     }
 
     /// The lock at `address` was released; in any order.
@@ -146,8 +168,9 @@ mod on {
     }
 
     /// From now on the lock at `address` is one of the class that `key`, the address of something that stays, stands for.
+    #[track_caller]
     pub fn set_class(address: usize, key: usize) {
-        with_graph(|graph| graph.set_class(address, key));
+        grow(Location::caller(), |graph| graph.set_class(address, key));
     }
 
     /// The locks at these addresses are gone: their memory was freed or is being initialised.

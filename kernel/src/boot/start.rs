@@ -164,6 +164,13 @@ fn bring_up() -> Result<(), Refusal> {
         crate::warn!("special={text}: neither all nor a pool tag");
     }
     #[cfg(feature = "verifier")]
+    sync::lock_order::set_full_hook(|site| {
+        let (file, line) = (site.file(), site.line());
+        crate::warn!(
+            "lock order: a table is full, so not every lock is watched any more: first at {file}:{line}"
+        );
+    });
+    #[cfg(feature = "verifier")]
     if command_line.has("trim") {
         paged::trimming::begin();
     }
