@@ -11,7 +11,7 @@ use kernel::ke::prcb::{self, Processor};
 use kernel::ke::shared_data::{self, SharedData};
 use kernel::ke::timer::{Due, Options, Timer, TimerKind};
 use kernel::ke::{clock, tick, wait};
-use sync::irql::{High, Irql, Passive};
+use sync::irql::{Dispatch, High, Irql, Passive};
 
 use crate::everywhere;
 use crate::probe;
@@ -22,9 +22,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("clock::runs_at_the_rate_of_the_pit", rate),
     ("clock::shared_page_is_at_its_address_and_read_only", shared_page),
     ("clock::shared_page_has_what_drivers_read_inline", inline_readers),
+    ("clock::queries_agree_and_a_stall_lasts", queries),
+    ("clock::system_time_is_the_real_time_clocks", real_time),
     ("clock::shared_page_is_updated_while_busy", kept_up_to_date),
     ("clock::goes_on_when_its_owner_goes_idle", handed_over),
     ("clock::shared_page_is_fresh_after_all_were_idle", fresh_after_idle),
+    ("clock::a_thread_alone_is_left_alone", busy_interrupts),
     ("clock::idle_processors_are_left_alone", idle_interrupts),
 ];
 
@@ -132,6 +135,75 @@ fn inline_readers(_: &mut Irql<Passive>) -> Result {
     check(pages > 8192, "pages of memory", pages.into(), 0)
 }
 
+/// The page is never ahead of the precise times; the performance counter counts the same time; a stall lasts as long as it is told to.
+fn queries(_: &mut Irql<Passive>) -> Result {
+    let pages: [(fn() -> u64, fn() -> u64); 2] = [
+        (clock::interrupt_time, clock::interrupt_time_precise),
+        (clock::system_time, clock::system_time_precise),
+    ];
+    for (page, precise) in pages {
+        let (page, precise) = (page(), precise());
+        check(page <= precise, "the page is ahead of the time", page, precise)?;
+    }
+    let (counter, time) = (clock::performance_counter, clock::interrupt_time_precise);
+    let outside = (counter(), time());
+    let inside = (counter(), time());
+    for microseconds in [0, 1, 10, 1_000, 20_000] {
+        let begun = time();
+        clock::stall(microseconds);
+        // Both are rounded down.
+        check(time() - begun + 1 >= 10 * microseconds, "a stall that was too short", microseconds, begun)?;
+    }
+    let inside = (counter() - inside.0, time() - inside.1);
+    let outside = (counter() - outside.0, time() - outside.1);
+    let counted =
+        |counts: u64| (u128::from(counts) * 10_000_000 / u128::from(clock::performance_frequency())) as u64;
+    // What is counted from an earlier to a later moment is no less.
+    check(
+        counted(outside.0) + 2 >= inside.1,
+        "100 ns by the counter, at most",
+        counted(outside.0),
+        inside.1,
+    )?;
+    check(counted(inside.0) <= outside.1 + 2, "100 ns by the counter, at least", counted(inside.0), outside.1)
+}
+
+/// What the real-time clock says, in seconds since 1601; nothing if there is none.
+fn real_time_clock() -> Option<u64> {
+    let register = |number: u8| {
+        port_out(0x70, number);
+        port_in(0x71)
+    };
+    let read = || [0, 2, 4, 7, 8, 9].map(register);
+    // The same twice, and not while it is updated.
+    let values = (0..1_000_000).find_map(|_| {
+        let is_updated = register(0xA) & 0x80 != 0;
+        let values = read();
+        (!is_updated && values == read()).then_some(values)
+    })?;
+    let status = register(0xB);
+    if values == [0xFF; 6] || status & 2 == 0 {
+        return None;
+    }
+    let number =
+        |value: u8| u64::from(if status & 4 != 0 { value } else { (value >> 4) * 10 + (value & 0xF) });
+    let [second, minute, hour, day, month, year] = values.map(number);
+    // Of years that begin with March, leap days come last.
+    let years = 2000 - 1601 + year - u64::from(month <= 2);
+    let of_the_year = ((month + 9) % 12 * 153 + 2) / 5 + day - 1;
+    let days = 59 + years * 365 + (years + 1) / 4 - (years + 1) / 100 + (years + 1) / 400 + of_the_year;
+    Some(((days * 24 + hour) * 60 + minute) * 60 + second)
+}
+
+/// The loader's reading at the start, and what has passed since; within two minutes, which a busy host may have taken in between.
+fn real_time(_: &mut Irql<Passive>) -> Result {
+    let Some(seconds) = real_time_clock() else {
+        return Err(Verdict::Skip("needs a real-time clock that counts 24 hours"));
+    };
+    let system = clock::system_time_precise() / 10_000_000;
+    check(system.abs_diff(seconds) <= 120, "seconds since 1601, and the clock's", system, seconds)
+}
+
 /// On a processor that spins: the page moves on by itself, and the clock is always programmed for the next time in 15.6 ms; and comes
 /// then, where the host lets it.
 fn kept_up_to_date(at: &mut Irql<Passive>) -> Result {
@@ -229,13 +301,14 @@ fn rate(at: &mut Irql<Passive>) -> Result {
 
 fn port_in(port: u16) -> u8 {
     let value: u8;
-    // SAFETY: reading port 0x61 has no side effect.
+    // SAFETY: reading port 0x61 or the real-time clock has no side effect.
     unsafe { core::arch::asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack)) };
     value
 }
 
 fn port_out(port: u16, value: u8) {
-    // SAFETY: the PIT's channel 2 and its gate are used by calibration alone, which was before.
+    // SAFETY: the PIT's channel 2 and its gate are used by calibration alone, which was before, and of the real-time clock a register is
+    //         chosen only.
     unsafe { core::arch::asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
 }
 
@@ -277,6 +350,39 @@ fn fresh_after_idle(at: &mut Irql<Passive>) -> Result {
 /// Interrupts of every vector that a processor took.
 fn interrupts(processor: &Processor) -> u64 {
     (0..=255).map(|vector| u64::from(processor.prcb().interrupt_count(vector))).sum()
+}
+
+/// Of two processors with a thread each one owns the clock, and the other one is not interrupted for it. Tried until nothing else comes in
+/// between; a tick would come every time.
+fn busy_interrupts(at: &mut Irql<Passive>) -> Result {
+    need_processors(2)?;
+    static SPINS: AtomicU32 = AtomicU32::new(0);
+    const NOBODY: u32 = u32::MAX;
+    let owns = |at: &mut Irql<Passive>| tick::updated_at(&mut at.raise::<Dispatch>()).is_some();
+    let me = arch::cpu::number();
+    let other = (me + 1) % prcb::count();
+    SPINS.store(other, Ordering::Relaxed);
+    everywhere::start(at, |_, number| {
+        while SPINS.load(Ordering::Relaxed) == number {
+            arch::cpu::spin_hint();
+        }
+    });
+    let (mut rounds, mut least) = (0, u32::MAX);
+    while least > 0 && rounds < 20 {
+        rounds += 1;
+        let owned = owns(at);
+        let left_alone = if owned { other } else { me };
+        let clocks = || prcb::get(left_alone).map_or(0, |it| it.prcb().interrupt_count(vector::CLOCK));
+        let before = clocks();
+        clock::stall(300_000);
+        let taken = clocks() - before;
+        if owns(at) == owned && arch::cpu::number() == me {
+            least = least.min(taken);
+        }
+    }
+    SPINS.store(NOBODY, Ordering::Relaxed);
+    everywhere::finish(at);
+    check(least == 0, "clock interrupts of a thread alone in 300 ms", least.into(), rounds)
 }
 
 /// All idle for `idle_ms=` milliseconds (1000 unless the command line says more): fewer than two interrupts a second each.
