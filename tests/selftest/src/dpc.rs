@@ -406,11 +406,21 @@ static INSERTED: AtomicU64 = AtomicU64::new(0);
 static REMOVED: AtomicU64 = AtomicU64::new(0);
 static COUNTED: AtomicU64 = AtomicU64::new(0);
 
-fn count(_: &'static Dpc, _: &mut Irql<Dispatch>, _: [usize; 2]) {
+/// 1: a DPC of the storm is under way there.
+static UNDER_WAY: [AtomicU32; MAX_PROCESSORS] = [const { AtomicU32::new(0) }; MAX_PROCESSORS];
+
+/// Never while another one runs on its processor.
+fn count(_: &'static Dpc, at: &mut Irql<Dispatch>, _: [usize; 2]) {
+    at.check();
+    let under_way = &UNDER_WAY[arch::cpu::number() as usize];
+    WRONG.fetch_add(under_way.swap(1, Ordering::Relaxed), Ordering::Relaxed);
     COUNTED.fetch_add(1, Ordering::Relaxed);
+    WRONG.fetch_add(u32::from(!on_stack(Kind::Dpc)), Ordering::Relaxed);
+    under_way.store(0, Ordering::Relaxed);
 }
 
 fn reset_storm() {
+    reset();
     for counter in [&INSERTED, &REMOVED, &COUNTED] {
         counter.store(0, Ordering::Relaxed);
     }
@@ -454,6 +464,7 @@ fn storm(at: &mut Irql<Passive>) -> Result {
     dpc::flush(at);
     let inserted = INSERTED.load(Ordering::Relaxed);
     equal(inserted, u64::from(quota() * prcb::count()), "inserts")?;
+    equal(WRONG.load(Ordering::Relaxed).into(), 0, "DPCs within another, or on another stack")?;
     equal(COUNTED.load(Ordering::Relaxed), inserted, "runs of as many inserts")
 }
 
@@ -470,11 +481,11 @@ fn remove_races(at: &mut Irql<Passive>) -> Result {
     });
     dpc::flush(at);
     let inserted = INSERTED.load(Ordering::Relaxed);
+    equal(WRONG.load(Ordering::Relaxed).into(), 0, "DPCs within another, or on another stack")?;
     equal(COUNTED.load(Ordering::Relaxed) + REMOVED.load(Ordering::Relaxed), inserted, "runs and removes")
 }
 
 fn flush(at: &mut Irql<Passive>) -> Result {
-    reset();
     reset_storm();
     // From several processors at once, under everybody's inserts.
     everywhere::run(at, |at, number| {
@@ -507,6 +518,6 @@ fn flush(at: &mut Irql<Passive>) -> Result {
     dpc::flush(at);
     // A call to all, so that nobody is inside a handler of the storm.
     ipi::call(ipi::online(), &|_| {}, at);
-    equal(WRONG.load(Ordering::Relaxed).into(), 0, "flushes that returned early")?;
+    equal(WRONG.load(Ordering::Relaxed).into(), 0, "flushes that returned early, DPCs within another")?;
     equal(COUNTED.load(Ordering::Relaxed), INSERTED.load(Ordering::Relaxed), "runs of as many inserts")
 }
