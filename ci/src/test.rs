@@ -62,6 +62,7 @@ const STEPS: &[Step] = &[
     Step { name: "boot-2", what: "self-tests on 2 processors", run: || boot(2) },
     Step { name: "boot-4", what: "self-tests on 4 processors", run: || boot(4) },
     Step { name: "boot-8", what: "self-tests on 8 processors", run: || boot(8) },
+    Step { name: "sixteen", what: "threads and waits on 16 processors", run: sixteen },
     Step { name: "inject", what: "each allocation of each path refused, nothing left behind", run: inject },
     Step { name: "clusters", what: "calls between 10 processors in two APIC clusters", run: clusters },
     Step { name: "idle", what: "8 idle processors are left alone for 5 seconds", run: idle },
@@ -75,6 +76,7 @@ const STEPS: &[Step] = &[
         what: "the clock by the TSC's deadline, and PCIDs, under Bochs, where Limine's binaries are given",
         run: under_bochs,
     },
+    Step { name: "fair", what: "equal shares, and soon preempted, by the instruction counter", run: fair },
     Step { name: "trace", what: "a trace is read and written", run: traced },
     Step { name: "explore", what: "seeds explored, each twice with the same trace", run: explored },
     Step { name: "gdb", what: "a replay stops in gdb at an event of the trace, and at the end", run: in_gdb },
@@ -334,6 +336,18 @@ fn boot(cpus: u32) -> Result<Done> {
     judged(&GuestArgs { cpus, append: vec![STRESS.into()], ..GuestArgs::default() })
 }
 
+/// Not all tests: those where all processors answer all others take minutes on two of the host's.
+fn sixteen() -> Result<Done> {
+    for group in ["threads::", "waits::"] {
+        match judged(&GuestArgs { cpus: 16, append: vec![format!("only={group}")], ..GuestArgs::default() })?
+        {
+            Done::Passed => {}
+            other => return Ok(other),
+        }
+    }
+    Ok(Done::Passed)
+}
+
 fn inject() -> Result<Done> {
     let words = ["inject", "only=paths::"].map(str::to_owned);
     judged(&GuestArgs { cpus: 2, append: words.into(), ..GuestArgs::default() })
@@ -393,6 +407,21 @@ fn under_bochs() -> Result<Done> {
         return Ok(Done::Skipped(why));
     }
     zero(bochs::run(&bochs::Args::default())?)
+}
+
+/// What the scheduler promises in numbers.
+fn fair() -> Result<Done> {
+    if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
+        return Ok(Done::Skipped(format!("{why:#}")));
+    }
+    for cpus in [1, 2, 4, 8] {
+        let (accel, append) = (Some(Accel::IcountBlocks), vec!["only=fair::".to_owned()]);
+        match judged(&GuestArgs { cpus, accel, append, ..GuestArgs::default() })? {
+            Done::Passed => {}
+            other => return Ok(other),
+        }
+    }
+    Ok(Done::Passed)
 }
 
 fn traced() -> Result<Done> {

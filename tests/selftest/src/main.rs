@@ -29,6 +29,8 @@ mod exceptions;
 #[cfg(target_os = "none")]
 mod extended;
 #[cfg(target_os = "none")]
+mod fairness;
+#[cfg(target_os = "none")]
 mod held;
 #[cfg(target_os = "none")]
 mod idle;

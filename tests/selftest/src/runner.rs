@@ -55,6 +55,7 @@ const SUITES: &[&[Test]] = &[
     crate::timers::TESTS,
     crate::threads::TESTS,
     crate::threads_races::TESTS,
+    crate::fairness::TESTS,
     crate::extended::TESTS,
     crate::waits::TESTS,
     crate::ex::TESTS,

@@ -17,8 +17,8 @@ fn counted(work: impl Fn()) -> u64 {
     arch::cpu::timestamp() - start
 }
 
-/// A loop of a known length tells whether time is counted in instructions, as it is under QEMU's counter.
-fn cost(at: &mut Irql<Passive>) -> Result {
+/// Is time counted in instructions, as it is under QEMU's counter? A loop of a known length tells.
+pub(crate) fn counts_instructions(at: &mut Irql<Passive>) -> bool {
     const ROUNDS: u64 = 1000;
     let raised = at.raise::<Dispatch>();
     let nothing = counted(|| {});
@@ -28,11 +28,18 @@ fn cost(at: &mut Irql<Passive>) -> Result {
             core::arch::asm!("mov {0:e}, {rounds}", "2:", "dec {0:e}", "jnz 2b", out(reg) _, rounds = const ROUNDS)
         }
     });
-    let one = counted(|| event(Kind::Mark, 0, 0, 0));
     drop(raised);
-    if known.wrapping_sub(nothing) != 2 * ROUNDS + 1 {
+    known.wrapping_sub(nothing) == 2 * ROUNDS + 1
+}
+
+fn cost(at: &mut Irql<Passive>) -> Result {
+    if !counts_instructions(at) {
         return Err(Verdict::Skip("needs the instruction counter"));
     }
+    let raised = at.raise::<Dispatch>();
+    let nothing = counted(|| {});
+    let one = counted(|| event(Kind::Mark, 0, 0, 0));
+    drop(raised);
     let found = one.saturating_sub(nothing);
     check((10..=25).contains(&found), "instructions an event", found, 25)
 }
