@@ -472,27 +472,6 @@ mod tests {
 
     #[cfg(feature = "verifier")]
     #[test]
-    fn the_verifier_finds_a_long_stay() {
-        let stay = |milliseconds| {
-            // SAFETY: as above.
-            unsafe {
-                Irql::<Passive>::with(|at| {
-                    let mut raised = at.raise::<Dispatch>();
-                    std::thread::sleep(std::time::Duration::from_millis(milliseconds));
-                    drop(raised.raise::<High>());
-                });
-            }
-        };
-        // No other test of this process stays for three seconds.
-        set_dispatch_limit(3_000, 1_000_000);
-        assert_eq!(arch::stop::catch(|| stay(0)), None);
-        let stop = arch::stop::catch(|| stay(3_100)).expect("a bugcheck");
-        set_dispatch_limit(0, 1);
-        assert_eq!((stop.code, stop.parameters[0], stop.parameters[2]), (0x133, 1, 3_000));
-    }
-
-    #[cfg(feature = "verifier")]
-    #[test]
     fn the_verifier_finds_a_routine_that_returns_at_another_level() {
         let stop = arch::stop::catch(|| {
             // SAFETY: as above.
