@@ -39,9 +39,10 @@ trace: ## [5 s] Boot the self-tests (ONLY=part), and write what each processor d
 	@ci/setup.sh run
 	@$(CI) trace $(GUEST) $(RUN)
 
-explore: ## [2 min] Many short boots, each a function of its seed (SEEDS=200 FIRST=1 ROUNDS=40 TORMENT=8000 TWICE=0)
+explore: ## [2 min] Many short boots, each a function of its seed (SEEDS=200 FIRST=1 ROUNDS=40 TORMENT=8000 TWICE=0 FAILURES=shorten|stop|count)
 	@ci/setup.sh run
-	@$(CI) explore $(PLAN) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(TWICE),--twice $(TWICE))
+	@$(CI) explore $(PLAN) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(TWICE),--twice $(TWICE)) \
+		$(if $(FAILURES),--on-failure $(FAILURES))
 
 replay: ## [3 s] One of them again (SEED=s), in gdb at its failure (GDB=1), or at an event of a processor (AT=cpu:n)
 	@test -n "$(SEED)" || { echo "replay: SEED=s names the run" >&2; exit 2; }

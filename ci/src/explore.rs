@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 pub(crate) use again::{check_gdb, replay, replay_in_gdb};
 use kept::{Kept, Sameness};
@@ -69,6 +69,17 @@ impl Plan {
         };
         Target::prepare(&args, ImageChoice::Selftest)
     }
+}
+
+/// What to do with a seed that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnFailure {
+    /// Stop, find how short it can be, and show it.
+    Shorten,
+    /// Stop.
+    Stop,
+    /// Say so, and go on with the others.
+    Count,
 }
 
 /// A target's machine with a seed and a length.
@@ -138,17 +149,23 @@ fn run_all(
     }
 }
 
-/// Runs `count` seeds from `first`; stops at the first that fails, finds how short it can be, and prints the command that repeats it.
+/// Runs `count` seeds from `first`. The first that fails is shortened, and the command printed that repeats it, unless `on_failure` says otherwise.
 ///
-/// `twice`: each seed twice, and its two traces must be the same to the byte, for all but `different` of them.
-pub(crate) fn explore(plan: &Plan, first: u64, count: u32, twice: Option<u32>) -> Result<u8> {
+/// `twice`: each seed twice, and its two traces must be the same to the byte, for all but so many of them.
+pub(crate) fn explore(
+    plan: &Plan,
+    first: u64,
+    count: u32,
+    twice: Option<u32>,
+    on_failure: OnFailure,
+) -> Result<u8> {
     let target = plan.target()?;
     let mut kept = Kept::load(plan, plan.rounds, &target)?;
     let begun = Instant::now();
     let mut hits: Option<Coverage> = None;
     let mut done = 0_u32;
     let (mut fresh, mut repeated, mut earlier) = (Kept::default(), Sameness::default(), Sameness::default());
-    let mut failed = None;
+    let (mut failures, mut failed) = (0_u32, None);
     let repeats = if twice.is_some() { 2 } else { 1 };
     let seeds = (first..first + u64::from(count)).flat_map(|seed| std::iter::repeat_n(seed, repeats));
     let complete = run_all(&target, seeds, plan.rounds, |outcome| {
@@ -161,8 +178,15 @@ pub(crate) fn explore(plan: &Plan, first: u64, count: u32, twice: Option<u32>) -
         fresh.put(outcome.seed, told.clone());
         kept.put(outcome.seed, told);
         if outcome.verdict != Verdict::Passed {
-            failed = Some(outcome);
-            return Ok(false);
+            println!(
+                "seed {}, run {done}, failed after {:.1} s: {}",
+                outcome.seed,
+                begun.elapsed().as_secs_f64(),
+                report::describe(&outcome.verdict).unwrap_or_default()
+            );
+            failures += 1;
+            failed.get_or_insert(outcome);
+            return Ok(on_failure == OnFailure::Count);
         }
         let trace = outcome.run.trace.as_ref().context("a run left no trace")?;
         merge(&mut hits, trace.coverage.as_ref());
@@ -180,14 +204,19 @@ pub(crate) fn explore(plan: &Plan, first: u64, count: u32, twice: Option<u32>) -
     if earlier.compared() > 0 {
         println!("{earlier} as when they were last explored");
     }
-    if let Some(outcome) = failed {
-        return again::minimise(plan, &target, outcome, done, seconds);
+    let failure = failed.as_ref().map(|outcome| outcome.verdict.exit_status());
+    match (failed, failure) {
+        (Some(outcome), _) if on_failure == OnFailure::Shorten => {
+            return again::minimise(plan, &target, outcome);
+        }
+        (_, Some(status)) if on_failure == OnFailure::Stop => return Ok(status),
+        _ => {}
     }
     if !complete {
         return Ok(Verdict::Interrupted.exit_status());
     }
     println!(
-        "{done} runs without a failure in {seconds:.1} s, {:.2} s each",
+        "{done} runs, {failures} failures, in {seconds:.1} s, {:.2} s each",
         seconds / f64::from(done.max(1))
     );
     match &hits {
@@ -205,11 +234,10 @@ pub(crate) fn explore(plan: &Plan, first: u64, count: u32, twice: Option<u32>) -
     }
     if let Some(allowed) = twice {
         println!("{repeated} the same to the byte of their traces, run twice");
-        return Ok(u8::from(
-            repeated.different() > allowed as usize || repeated.compared() != count as usize,
-        ));
+        let differs = repeated.different() > allowed as usize || repeated.compared() != count as usize;
+        return Ok(failure.unwrap_or(u8::from(differs)));
     }
-    Ok(0)
+    Ok(failure.unwrap_or(0))
 }
 
 fn merge(all: &mut Option<Coverage>, one: Option<&Coverage>) {

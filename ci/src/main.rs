@@ -112,6 +112,9 @@ enum Command {
         /// Each twice: all but so many must give the same trace, to the byte.
         #[arg(long)]
         twice: Option<u32>,
+        /// What to do with a seed that fails.
+        #[arg(long, value_enum, default_value_t = explore::OnFailure::Shorten)]
+        on_failure: explore::OnFailure,
     },
     /// One of them again.
     Replay {
@@ -224,7 +227,9 @@ fn execute(command: Command) -> Result<u8> {
         Command::Trace { guest, only, folder, timeout } => {
             trace::run(&guest, only.as_deref(), folder.as_deref(), Duration::from_secs(timeout))
         }
-        Command::Explore { plan, seeds, first, twice } => explore::explore(&plan, first, seeds, twice),
+        Command::Explore { plan, seeds, first, twice, on_failure } => {
+            explore::explore(&plan, first, seeds, twice, on_failure)
+        }
         Command::Replay { plan, seed, gdb, at } if gdb || at.is_some() => {
             explore::replay_in_gdb(&plan, seed, at.as_deref())
         }

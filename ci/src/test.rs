@@ -433,7 +433,7 @@ fn explored() -> Result<Done> {
     if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
         return Ok(Done::Skipped(format!("{why:#}")));
     }
-    zero(explore::explore(&explore::Plan::default(), 1, 8, Some(0))?)
+    zero(explore::explore(&explore::Plan::default(), 1, 8, Some(0), explore::OnFailure::Shorten)?)
 }
 
 fn in_gdb() -> Result<Done> {

@@ -28,12 +28,8 @@ fn once(target: &Target, seed: u64, rounds: u32) -> Result<Option<Outcome>> {
 }
 
 /// Shows the failure of as few operations as the seed fails with, and whether it comes again.
-pub(super) fn minimise(plan: &Plan, target: &Target, failed: Outcome, done: u32, seconds: f64) -> Result<u8> {
+pub(super) fn minimise(plan: &Plan, target: &Target, failed: Outcome) -> Result<u8> {
     let seed = failed.seed;
-    println!(
-        "seed {seed}, run {done}, failed after {seconds:.1} s: {}",
-        report::describe(&failed.verdict).unwrap_or_default()
-    );
     let (mut passes, mut shortest, mut shown) = (0, plan.rounds, failed);
     while shortest - passes > 1 {
         let middle = passes + (shortest - passes) / 2;
