@@ -44,10 +44,11 @@ explore: ## [2 min] Many short boots, each a function of its seed (SEEDS=200 FIR
 	@$(CI) explore $(PLAN) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(TWICE),--twice $(TWICE)) \
 		$(if $(FAILURES),--on-failure $(FAILURES))
 
-replay: ## [3 s] One of them again (SEED=s), in gdb at its failure (GDB=1), or at an event of a processor (AT=cpu:n)
+replay: ## [3 s] One of them again (SEED=s), in gdb at its failure (GDB=1) or at an event of a processor (AT=cpu:n), able to go back (REVERSE=1)
 	@test -n "$(SEED)" || { echo "replay: SEED=s names the run" >&2; exit 2; }
-	@ci/setup.sh $(if $(GDB)$(AT),debug,run)
-	@$(CI) replay $(PLAN) --seed $(SEED) $(if $(GDB),--gdb) $(if $(AT),--at $(AT))
+	@ci/setup.sh $(if $(GDB)$(AT)$(REVERSE),debug,run)
+	@$(CI) replay $(PLAN) --seed $(SEED) $(if $(GDB),--gdb) $(if $(AT),--at $(AT)) \
+		$(if $(REVERSE),--reverse)
 
 run: ## Boot the kernel on this terminal
 	@ci/setup.sh run

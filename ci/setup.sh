@@ -3,7 +3,7 @@
 #
 #     ci/setup.sh build|run|test|debug|iso|bochs
 #
-# build: the pinned Rust toolchain and a host linker. run, test: QEMU as well. debug: gdb as well. iso: xorriso. bochs: Bochs as well.
+# build: the pinned Rust toolchain and a host linker. run, test: QEMU as well. debug: gdb and qemu-img as well. iso: xorriso. bochs: Bochs as well.
 # It says what it is about to install. Without the rights to, it prints the commands and fails; it never asks for a
 # password.
 set -euo pipefail
@@ -212,6 +212,7 @@ run | test) has_qemu || missing+=(qemu) ;;
 debug)
     has_qemu || missing+=(qemu)
     command -v gdb >/dev/null || missing+=(gdb)
+    command -v qemu-img >/dev/null || missing+=(qemu-utils)
     ;;
 iso) command -v xorriso >/dev/null || missing+=(xorriso) ;;
 bochs)

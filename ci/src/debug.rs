@@ -19,18 +19,28 @@ use crate::target::Target;
 /// Between two looks at gdb and the guest.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Starts the guest stopped, and gdb on it, with a hardware breakpoint at the image's entry already reached.
-///
-/// `then` are more commands for gdb. The guest's lines appear between gdb's. When gdb ends, the guest does.
-pub(crate) fn with_gdb(target: &Target, then: &[String]) -> Result<u8> {
-    session(target, then, Stdio::inherit(), Stdio::inherit())
+/// Where gdb has the guest when its commands begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Before the first instruction.
+    Untouched,
+    /// At the image's entry, for which it has been stopped once.
+    AtEntry,
 }
 
-/// The same with nobody at gdb, which ends behind the commands: what it said. Nothing when QEMU or gdb failed.
+/// Starts the guest stopped, and gdb on it.
+///
+/// `then` are more commands for gdb. The guest's lines appear between gdb's. When gdb ends, the guest does.
+pub(crate) fn with_gdb(target: &Target, start: Start, then: &[String]) -> Result<u8> {
+    session(target, start, then, Stdio::inherit(), Stdio::inherit())
+}
+
+/// The same, from before the first instruction, with nobody at gdb, which ends behind the commands: what it said. Nothing when QEMU or gdb
+/// failed.
 pub(crate) fn in_batch(target: &Target, then: &[String]) -> Result<Option<String>> {
     let mut said = tempfile::tempfile().context("a file for what gdb says")?;
     let commands = [then, &["kill".to_owned(), "quit".to_owned()]].concat();
-    let status = session(target, &commands, Stdio::null(), said.try_clone()?.into())?;
+    let status = session(target, Start::Untouched, &commands, Stdio::null(), said.try_clone()?.into())?;
     let mut text = String::new();
     said.rewind()?;
     said.read_to_string(&mut text)?;
@@ -42,7 +52,7 @@ pub(crate) fn has_gdb() -> bool {
     Command::new("gdb").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status().is_ok()
 }
 
-fn session(target: &Target, then: &[String], input: Stdio, output: Stdio) -> Result<u8> {
+fn session(target: &Target, start: Start, then: &[String], input: Stdio, output: Stdio) -> Result<u8> {
     let folder = tempfile::tempdir().context("a folder for gdb's socket")?;
     let socket = folder.path().join("gdb");
     // Ctrl-C belongs to gdb here.
@@ -55,7 +65,7 @@ fn session(target: &Target, then: &[String], input: Stdio, output: Stdio) -> Res
         }
         thread::sleep(POLL);
     }
-    let mut command = gdb_command(&target.machine.image, &target.machine.loader, &socket)?;
+    let mut command = gdb_command(&target.machine.image, &target.machine.loader, &socket, start)?;
     // A file, as what spans lines cannot be an argument.
     let script = folder.path().join("commands");
     std::fs::write(&script, then.join("\n") + "\n").context("writing gdb's commands")?;
@@ -73,12 +83,12 @@ fn session(target: &Target, then: &[String], input: Stdio, output: Stdio) -> Res
     Ok(0)
 }
 
-fn gdb_command(image: &Path, loader: &Path, socket: &Path) -> Result<Command> {
+fn gdb_command(image: &Path, loader: &Path, socket: &Path, start: Start) -> Result<Command> {
     let bytes = std::fs::read(image).with_context(|| format!("reading {}", image.display()))?;
     let file = object::File::parse(&*bytes).with_context(|| format!("reading {}", image.display()))?;
     let mut gdb = Command::new("gdb");
     gdb.arg("--quiet").arg(image);
-    for line in [
+    let connected = [
         "set pagination off".to_owned(),
         // The source's paths are relative to the workspace.
         format!("directory {}", workspace().display()),
@@ -86,12 +96,15 @@ fn gdb_command(image: &Path, loader: &Path, socket: &Path) -> Result<Command> {
         "set confirm off".to_owned(),
         format!("add-symbol-file -readnow {}", loader.display()),
         format!("target remote {}", socket.display()),
+    ];
+    let at_entry = [
         // A software breakpoint would be a byte written before the loader has put the image there.
         format!("hbreak *{:#x}", file.entry()),
         "continue".to_owned(),
         // To go on from a breakpoint that stays, gdb has its processor make a step alone.
         "delete".to_owned(),
-    ] {
+    ];
+    for line in connected.into_iter().chain(at_entry.into_iter().filter(|_| start == Start::AtEntry)) {
         gdb.arg("-ex").arg(line);
     }
     Ok(gdb)

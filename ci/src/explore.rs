@@ -6,7 +6,9 @@
 
 mod again;
 mod coverage;
+mod in_gdb;
 mod kept;
+mod recording;
 
 use std::path::PathBuf;
 use std::thread;
@@ -15,8 +17,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-pub(crate) use again::{check_gdb, replay, replay_in_gdb};
+pub(crate) use again::replay;
+pub(crate) use in_gdb::{check_gdb, check_reverse, replay_in_gdb};
 use kept::{Kept, Sameness};
+pub(crate) use recording::is_possible as can_record;
 
 use crate::process::NoteSignals;
 use crate::qemu::Accel;
@@ -85,8 +89,8 @@ pub(crate) enum OnFailure {
 /// A target's machine with a seed and a length.
 fn with_seed(target: &Target, seed: u64, rounds: u32) -> crate::qemu::Machine {
     let mut machine = target.machine.clone();
-    let rest = machine.command_line.split(' ').filter(|word| !word.starts_with("seed="));
-    let words: Vec<&str> = rest.collect();
+    let mine = |word: &&str| word.starts_with("seed=") || word.starts_with("stress_rounds=");
+    let words: Vec<&str> = machine.command_line.split(' ').filter(|word| !mine(word)).collect();
     machine.command_line = format!("seed={seed} stress_rounds={rounds} {}", words.join(" "));
     machine
 }

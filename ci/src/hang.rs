@@ -50,6 +50,14 @@ pub(crate) fn report(qmp: &mut Qmp, symbols: &Symbols) -> Result<String> {
     Ok(text)
 }
 
+/// Whether processor 0 has halted for good: with interrupts off.
+pub(crate) fn has_halted(qmp: &mut Qmp) -> Result<bool> {
+    const IF: u64 = 1 << 9;
+    qmp.negotiate()?;
+    let processor = parse(&qmp.monitor(0, "info registers")?, "");
+    Ok(processor.halted && processor.rflags & IF == 0)
+}
+
 /// Two words of the guest's memory at a virtual address, if it is mapped.
 fn read_pair(qmp: &mut Qmp, processor: u64, address: u64) -> Option<[u64; 2]> {
     parse_pair(&qmp.monitor(processor, &format!("x/2gx {address:#x}")).ok()?)

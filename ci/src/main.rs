@@ -129,6 +129,9 @@ enum Command {
         /// In gdb, to an event of the trace: CPU:NUMBER.
         #[arg(long)]
         at: Option<String>,
+        /// In gdb, recorded before, so that it can go back: with one processor.
+        #[arg(long)]
+        reverse: bool,
     },
     /// Time from QEMU's start to all processors online: the median of several boots.
     BootTime {
@@ -230,8 +233,8 @@ fn execute(command: Command) -> Result<u8> {
         Command::Explore { plan, seeds, first, twice, on_failure } => {
             explore::explore(&plan, first, seeds, twice, on_failure)
         }
-        Command::Replay { plan, seed, gdb, at } if gdb || at.is_some() => {
-            explore::replay_in_gdb(&plan, seed, at.as_deref())
+        Command::Replay { plan, seed, gdb, at, reverse } if gdb || at.is_some() || reverse => {
+            explore::replay_in_gdb(&plan, seed, at.as_deref(), reverse)
         }
         Command::Replay { plan, seed, .. } => explore::replay(&plan, seed),
         Command::BootTime { guest, runs, below } => {
@@ -273,7 +276,7 @@ fn smp(args: &SmpArgs) -> Result<u8> {
     if args.gdb {
         // A guest that stands at a breakpoint is not slow.
         target.append("debug");
-        return debug::with_gdb(&target, &[]);
+        return debug::with_gdb(&target, debug::Start::AtEntry, &[]);
     }
     if let Some(loops) = args.loops {
         return loops::boots(&mut target, loops, args.identical, timeout);

@@ -134,6 +134,28 @@ pub(crate) struct Machine {
     pub(crate) command_line: String,
     /// Its memory can be read when it stands still.
     pub(crate) readable: bool,
+    /// Its run is recorded or played.
+    pub(crate) recording: Option<Recording>,
+}
+
+/// A run under the instruction counter that QEMU writes down, or has written down.
+#[derive(Clone, Debug)]
+pub(crate) struct Recording {
+    /// Which of the two.
+    pub(crate) direction: Direction,
+    /// What came from outside of the processor, and when.
+    pub(crate) log: PathBuf,
+    /// A disk image for the snapshot of the beginning.
+    pub(crate) snapshot: PathBuf,
+}
+
+/// See [`Recording`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// It is being recorded.
+    Record,
+    /// It is played.
+    Play,
 }
 
 /// Where COM1 and QEMU's control connection lead.
@@ -155,6 +177,18 @@ pub(crate) enum Wiring<'a> {
 }
 
 impl Machine {
+    /// What `-icount` says.
+    fn counter(&self) -> String {
+        let counter = "shift=0,sleep=off";
+        match &self.recording {
+            None => counter.to_owned(),
+            Some(Recording { direction, log, .. }) => {
+                let mode = if *direction == Direction::Record { "record" } else { "replay" };
+                format!("{counter},rr={mode},rrfile={},rrsnapshot=beginning", log.display())
+            }
+        }
+    }
+
     /// QEMU's arguments.
     pub(crate) fn arguments(&self, wiring: Wiring<'_>) -> Vec<OsString> {
         let mut args: Vec<OsString> = Vec::new();
@@ -184,7 +218,7 @@ impl Machine {
                     "tcg,thread=single"
                 },
                 "-icount",
-                "shift=0,sleep=off",
+                &self.counter(),
                 "-rtc",
                 "base=2026-01-01,clock=vm",
                 "-seed",
@@ -193,7 +227,13 @@ impl Machine {
         }
         // No graphics card: its firmware alone costs a fifth of the way to the kernel.
         add(&["-display", "none", "-vga", "none", "-nic", "none", "-no-reboot"]);
-        add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        match &self.recording {
+            // Not a disk of the guest's.
+            Some(Recording { snapshot, .. }) => {
+                add(&["-drive", &format!("file={},format=qcow2,if=none,id=snapshot", snapshot.display())]);
+            }
+            None => add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]),
+        }
         if self.test_devices {
             add(&TEST_DEVICES);
         }
@@ -238,6 +278,7 @@ mod tests {
             test_devices: true,
             readable: false,
             command_line: "seed=1 only=x".into(),
+            recording: None,
         }
     }
 
@@ -271,6 +312,20 @@ mod tests {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert!(!joined(Accel::Tcg, wiring).contains("icount"));
+    }
+
+    #[test]
+    fn a_recorded_guest_has_nothing_to_leave_by() {
+        let line = |direction| {
+            let recording = Recording { direction, log: "dir/log".into(), snapshot: "dir/disk".into() };
+            let machine = Machine { recording: Some(recording), ..machine(Accel::IcountBlocks) };
+            let words = machine.arguments(Wiring::Terminal);
+            words.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        };
+        let (record, play) = (line(Direction::Record), line(Direction::Play));
+        assert!(record.contains("rr=record,rrfile=dir/log,rrsnapshot=") && play.contains("rr=replay,"));
+        assert!(record.contains("file=dir/disk,format=qcow2,if=none") && !record.contains("isa-debug-exit"));
+        assert!(joined(Accel::IcountBlocks, Wiring::Terminal).contains("isa-debug-exit"));
     }
 
     #[test]

@@ -221,6 +221,30 @@ impl<'a> Follow<'a> {
         Ok(given_up)
     }
 
+    /// Whether it has printed what comes last: how its self-tests went, or a bugcheck.
+    pub(crate) fn has_said_all(&self) -> bool {
+        let transcript = &self.reader.transcript;
+        !transcript.summaries.is_empty() || !transcript.stops.is_empty()
+    }
+
+    /// Whether its one processor has halted for good, which is asked of QEMU.
+    pub(crate) fn has_halted(&mut self) -> Result<bool> {
+        hang::has_halted(&mut self.guest.qmp)
+    }
+
+    /// What QEMU has complained of.
+    pub(crate) fn complaint(&self) -> String {
+        self.guest.complaint()
+    }
+
+    /// Has QEMU end, and takes the trace.
+    pub(crate) fn quit(mut self) -> Result<Option<Trace>> {
+        self.guest.qmp.command("quit", &json!({})).context("telling QEMU to end")?;
+        // By itself: it has files to write.
+        self.guest.qemu.child().wait().context("waiting for QEMU")?;
+        Ok(self.guest.trace())
+    }
+
     /// All that is known of it, after that end.
     pub(crate) fn finish(self, end: End) -> Result<Run> {
         let Self { mut guest, mut reader, symbols, .. } = self;

@@ -113,6 +113,21 @@ pub(crate) fn address_of(path: &Path, name: &str) -> Result<u64> {
     Ok(function(&file, path, name)?.address())
 }
 
+/// Where in the image's file the bytes of this variable are.
+pub(crate) fn place_of(path: &Path, name: &str) -> Result<usize> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let file = object::File::parse(&*bytes).with_context(|| format!("reading {}", path.display()))?;
+    let place = || {
+        let mut symbols = file.symbols().filter(|symbol| symbol.kind() == object::SymbolKind::Data);
+        let symbol = symbols.find(|symbol| symbol.name().is_ok_and(|mangled| is_named(mangled, name)))?;
+        let section = file.section_by_index(symbol.section_index()?).ok()?;
+        let (start, bytes) = section.file_range()?;
+        let offset = symbol.address().checked_sub(section.address())?;
+        (offset + symbol.size() <= bytes).then_some((start + offset) as usize)
+    };
+    place().with_context(|| format!("{} has no variable {name}", path.display()))
+}
+
 /// The function of this name in the image at `path`, which is `file`.
 pub(crate) fn function<'a, 'b>(
     file: &'b object::File<'a>,

@@ -135,6 +135,7 @@ impl Target {
             // The self-tests' kernel is the one that has a trace.
             readable: !matches!(choice, ImageChoice::Kernel | ImageChoice::Bench),
             command_line: String::new(),
+            recording: None,
         };
         let mut target = Self { qemu, machine, symbols, choice, seed: args.seed, words: args.append.clone() };
         target.set_seed(args.seed);

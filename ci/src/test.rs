@@ -80,6 +80,7 @@ const STEPS: &[Step] = &[
     Step { name: "trace", what: "a trace is read and written", run: traced },
     Step { name: "explore", what: "seeds explored, each twice with the same trace", run: explored },
     Step { name: "gdb", what: "a replay stops in gdb at an event of the trace, and at the end", run: in_gdb },
+    Step { name: "reverse", what: "a recorded run is played backwards in gdb", run: backwards },
     Step { name: "crash", what: "deliberate bugchecks and their reports", run: crashes },
     Step { name: "codegen", what: "operations that must be a few given instructions", run: generated_code },
     Step {
@@ -437,13 +438,28 @@ fn explored() -> Result<Done> {
 }
 
 fn in_gdb() -> Result<Done> {
+    match without_gdb()? {
+        Some(why) => Ok(Done::Skipped(why)),
+        None => zero(explore::check_gdb(1)?),
+    }
+}
+
+fn backwards() -> Result<Done> {
+    match without_gdb()? {
+        Some(why) => Ok(Done::Skipped(why)),
+        None if !explore::can_record() => {
+            Ok(Done::Skipped("no qemu-img; `ci/setup.sh debug` installs it".into()))
+        }
+        None => zero(explore::check_reverse(1)?),
+    }
+}
+
+/// What it takes to replay in gdb, and is missing.
+fn without_gdb() -> Result<Option<String>> {
     if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
-        return Ok(Done::Skipped(format!("{why:#}")));
+        return Ok(Some(format!("{why:#}")));
     }
-    if !debug::has_gdb() {
-        return Ok(Done::Skipped("no gdb; `ci/setup.sh debug` installs it".into()));
-    }
-    zero(explore::check_gdb(1)?)
+    Ok((!debug::has_gdb()).then(|| "no gdb; `ci/setup.sh debug` installs it".into()))
 }
 
 fn crashes() -> Result<Done> {

@@ -18,9 +18,11 @@ pub enum Outcome {
     CannotRun = 0x13,
 }
 
-/// Ends the run; where there is no such device, halts this processor. A function of its own, so that a debugger can stop there.
+/// Ends the run; where there is no such device, halts this processor. A function of its own, so that a debugger shows it.
 #[inline(never)]
 pub fn leave(outcome: Outcome) -> ! {
+    #[cfg(feature = "trace")]
+    super::debugger::stops_here();
     // SAFETY: 0xF4 is the debug-exit port where the harness started QEMU, and unassigned elsewhere.
     unsafe { PortWriteOnly::<u32>::new(0xF4).write(outcome as u32) };
     cpu::halt_forever()

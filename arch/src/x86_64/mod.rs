@@ -7,6 +7,7 @@ pub mod apic;
 pub mod aside;
 pub mod clock;
 pub mod cpu;
+pub mod debugger;
 pub mod entry;
 pub mod exit;
 pub mod extended;

@@ -17,7 +17,9 @@ pub struct Ring {
     next: AtomicU64,
     /// Records minus one; their number is a power of two.
     mask: AtomicU64,
-    _line: [u64; 6],
+    /// The event at which a debugger stops.
+    stop: AtomicU64,
+    _line: [u64; 5],
 }
 
 /// See `crate::trace`.
@@ -48,7 +50,12 @@ static NOWHERE: Nowhere = Nowhere(
 
 impl Ring {
     const fn empty() -> Self {
-        Self { next: AtomicU64::new(0), mask: AtomicU64::new(0), _line: [0; 6] }
+        Self {
+            next: AtomicU64::new(0),
+            mask: AtomicU64::new(0),
+            stop: AtomicU64::new(u64::MAX),
+            _line: [0; 5],
+        }
     }
 
     /// Bytes of a ring of `records`.
@@ -76,14 +83,17 @@ pub(super) const fn nowhere() -> *mut Ring {
     (&raw const NOWHERE).cast_mut().cast()
 }
 
-/// Gives the processor of `pcr` its ring of `records` in zeroed memory at `ring`.
+/// Gives the processor of `pcr` its ring of `records` in zeroed memory at `ring`. Behind the recording of
+/// event `stop` a debugger stops.
 ///
 /// # Safety
 /// The processor doesn't run yet, or is the caller with IF=0. `ring` is the start of [`Ring::bytes`] that nobody else uses, for
 /// good; `records` is a power of two.
-pub unsafe fn attach(pcr: &pcr::Pcr, ring: *mut Ring, records: u64) {
+pub unsafe fn attach(pcr: &pcr::Pcr, ring: *mut Ring, records: u64, stop: u64) {
     // SAFETY: the caller's.
-    unsafe { (*ring).mask.store(records - 1, Ordering::Relaxed) };
+    let head = unsafe { &*ring };
+    head.mask.store(records - 1, Ordering::Relaxed);
+    head.stop.store(stop, Ordering::Relaxed);
     pcr.trace.store(ring, Ordering::Release);
 }
 
@@ -122,7 +132,7 @@ pub(super) fn interrupted(rip: u64) {
 
 /// Records an event: kind in the lowest byte of `head`, first argument in the upper half.
 ///
-/// Called, not inlined: there are hundreds of events. In assembly, so that 18 instructions stay 18. On this processor's ring (I1 of
+/// Called, not inlined: there are hundreds of events. In assembly, so that 20 instructions stay 20. On this processor's ring (I1 of
 /// `crate::trace`), or the one of a single record; the mask keeps the place within the ring whoever writes it, so at worst two
 /// processors write one record.
 #[unsafe(naked)]
@@ -145,10 +155,14 @@ pub extern "sysv64" fn record(head: u32, second: u64, third: u64) {
         "mov [rcx + r10 + {second}], rsi",
         "mov [rcx + r10 + {third}], r8",
         "mov [rcx + r10 + {index}], r9d", // last: I2
+        "cmp r9, [rcx + {stop}]",
+        "je {stops}", // which returns to whoever recorded it
         "ret",
         trace = const pcr::GS_TRACE,
         next = const offset_of!(Ring, next),
         mask = const offset_of!(Ring, mask),
+        stop = const offset_of!(Ring, stop),
+        stops = sym super::debugger::kirql_debugger_stops_here,
         shift = const size_of::<Record>().ilog2(),
         low = const size_of::<Ring>() + offset_of!(Record, stamp_low),
         high = const size_of::<Ring>() + offset_of!(Record, stamp_high),

@@ -1,24 +1,22 @@
-//! One seed again: shortened until it barely fails, compared with what was kept of it, or in gdb.
+//! One seed again: shortened until it barely fails, or compared with what was kept of it.
 
 use std::iter;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::Result;
 
 use super::kept::{Kept, Told};
-use super::{Outcome, Plan, run_all, with_seed};
-use crate::debug;
+use super::{Outcome, Plan, run_all};
 use crate::report::{self, Verdict};
-use crate::symbols;
 use crate::target::Target;
 
 /// A run that is replayed and differs is tried again so often.
-const TRIES: u32 = 3;
+pub(super) const TRIES: u32 = 3;
 
 /// What a replay that is not the run which was kept ends with, though it may have passed.
 const NOT_THE_SAME: u8 = 1;
 
 /// Runs a seed once; nothing when a signal asked for an end.
-fn once(target: &Target, seed: u64, rounds: u32) -> Result<Option<Outcome>> {
+pub(super) fn once(target: &Target, seed: u64, rounds: u32) -> Result<Option<Outcome>> {
     let mut found = None;
     run_all(target, iter::once(seed), rounds, |outcome| {
         found = Some(outcome);
@@ -122,91 +120,6 @@ pub(crate) fn replay(plan: &Plan, seed: u64) -> Result<u8> {
     }
     println!("; {others} of {attempt} attempts ran otherwise");
     Ok(status(is_same, &outcome.verdict))
-}
-
-/// Runs a seed again in gdb: to its failure or its end, or to the event of a processor that is written as in the trace, `CPU:NUMBER`.
-pub(crate) fn replay_in_gdb(plan: &Plan, seed: u64, at: Option<&str>) -> Result<u8> {
-    let mut target = plan.target()?;
-    let stops = match at {
-        None => {
-            println!(
-                "gdb stops at a bugcheck, and at the end of the run; a guest that hangs is stopped with Ctrl-C"
-            );
-            ends(&target)?
-        }
-        Some(at) => {
-            let (cpu, number) = at.split_once(':').context("AT= is CPU:NUMBER, as in the trace")?;
-            let (cpu, number): (usize, u64) = (cpu.parse()?, number.parse()?);
-            let Some(outcome) = once(&target, seed, plan.rounds)? else {
-                return Ok(Verdict::Interrupted.exit_status());
-            };
-            event(&target, &outcome, cpu, number)?
-        }
-    };
-    target.machine = with_seed(&target, seed, plan.rounds);
-    debug::with_gdb(&target, &stops)
-}
-
-/// Commands that stop gdb where the kernel gives up, or where the run ends.
-fn ends(target: &Target) -> Result<Vec<String>> {
-    // By address: gdb does not find all of the image's functions by their paths.
-    let stop = |function| Ok(format!("hbreak *{:#x}", symbols::address_of(&target.machine.image, function)?));
-    let stops = ["kernel::ke::bugcheck::report::stop", "arch::x86_64::exit::leave"].map(stop);
-    let continued = ["continue", "bt"].map(|command| Ok(command.to_owned()));
-    stops.into_iter().chain(continued).collect()
-}
-
-/// Commands that stop gdb where that event has just been recorded.
-fn event(target: &Target, outcome: &Outcome, cpu: usize, number: u64) -> Result<Vec<String>> {
-    let trace = outcome.run.trace.as_ref().context("the run left no trace")?;
-    let Some(processor) = trace.processors.get(cpu) else { bail!("there is no processor {cpu}") };
-    ensure!(number < processor.total, "processor {cpu} has {} events in all", processor.total);
-    // Of a record, this word is the one that is written last.
-    let place = processor.place_of(number);
-    let word = format!("*(unsigned int *){place:#x}");
-    let stamp = format!("*(unsigned long *){:#x}", place - 8);
-    let main = symbols::address_of(&target.machine.image, "kernel::boot::start::run_main")?;
-    let mut commands = vec![
-        // The rings are in place by then.
-        format!("hbreak *{main:#x}"),
-        "continue".to_owned(),
-        // Without it, gdb would have this processor alone make a step.
-        "delete".to_owned(),
-        "set language c".to_owned(),
-        format!("watch {word} if {word} == {}", number as u32),
-        "continue".to_owned(),
-    ];
-    match processor.events.iter().find(|event| event.index == number) {
-        // QEMU makes an instruction again that touches a watched page, and the counter counts it twice: often this is another run.
-        Some(event) => commands.push(format!(
-            "if {stamp} == {0}\nprintf \"event {cpu}:{number}, at {0} as in the run before\\n\"\nelse\n\
-             printf \"event {cpu}:{number} of ANOTHER RUN: at %lu, not {0} (quit, and try again)\\n\", {stamp}\nend",
-            event.stamp
-        )),
-        None => commands.push(format!(
-            "printf \"event {cpu}:{number}, at %lu; the run before kept no event so early to compare it with\\n\", {stamp}"
-        )),
-    }
-    commands.extend(["set language auto", "delete", "bt"].map(str::to_owned));
-    Ok(commands)
-}
-
-/// Whether gdb stops where it is told to: at an event of a processor, and at the end. Not that it is the run which was traced.
-pub(crate) fn check_gdb(seed: u64) -> Result<u8> {
-    let plan = Plan { cpus: 1, rounds: 2, ..Plan::default() };
-    let mut target = plan.target()?;
-    let Some(outcome) = once(&target, seed, plan.rounds)? else {
-        return Ok(Verdict::Interrupted.exit_status());
-    };
-    let to_event = event(&target, &outcome, 0, 1000)?;
-    let to_end = ends(&target)?;
-    target.machine = with_seed(&target, seed, plan.rounds);
-    for (commands, text) in [(to_event, "event 0:1000"), (to_end, "leave () at arch/")] {
-        let said = debug::in_batch(&target, &commands)?.context("gdb or QEMU ended early")?;
-        ensure!(said.contains(text), "gdb does not say {text:?}, but:\n{said}");
-    }
-    println!("gdb stopped at event 0:1000, and at the end");
-    Ok(0)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //!         command line says `coverage`, a byte for each byte of text, not zero where an interrupt hit.
 //! Who reads: the harness, out of the guest's memory when it stands still, whatever it died of. It needs nothing of the guest
 //!         for that: it looks for the magic.
+//! [`STOP_AT`] names an event at which a debugger is to stop: the harness writes it into a copy of the image, so that the run stays what it was.
 //! `trace=N` on the command line: 2^N records a processor, 8 to 20; 12 otherwise.
 //!
 //! The directory, little-endian, addresses physical unless said otherwise:
@@ -20,6 +21,8 @@
 //! | 0x50 | 8 each | the rings, by processor: events so far (8 bytes), records minus one (8), the records 64 bytes behind the start |
 //! | 0x300 | to the end | the kinds of records, `arch::trace::DESCRIPTION`, then zeros |
 
+use core::sync::atomic::AtomicU64;
+
 use arch::paging::{PAGE, hhdm};
 use arch::trace::{self, DESCRIPTION, Ring};
 
@@ -32,6 +35,16 @@ use crate::mm::layout::Segment;
 pub const MAGIC: [u8; 16] = *b"KIRQL TRACE 1\r\n\0";
 const RECORD: u32 = 32;
 const TEXT_AT: usize = 0x300;
+
+/// A processor and the number of one of its events.
+static STOP_AT: [AtomicU64; 2] = [const { AtomicU64::new(u64::MAX) }; 2];
+
+/// The event of `processor` to stop at; none has the number that stands for none.
+fn stop_of(processor: u32) -> u64 {
+    // SAFETY: a static. Volatile, as nothing in the image ever writes it.
+    let [of, number] = unsafe { (&raw const STOP_AT).cast::<[u64; 2]>().read_volatile() };
+    if of == u64::from(processor) { number } else { u64::MAX }
+}
 
 #[repr(C)]
 struct Directory {
@@ -99,7 +112,10 @@ impl Rings {
     pub(crate) unsafe fn add(&mut self, processor: &Processor, pages: &mut EarlyPages) -> Option<()> {
         let ring = pages.contiguous(Ring::bytes(self.records))?;
         // SAFETY: zeroed memory of our own; the caller's.
-        unsafe { trace::attach(processor.pcr(), (hhdm() + ring) as *mut Ring, self.records) };
+        unsafe {
+            let stop = stop_of(processor.prcb().number());
+            trace::attach(processor.pcr(), (hhdm() + ring) as *mut Ring, self.records, stop);
+        }
         self.directory.rings[self.directory.processors as usize] = ring;
         self.directory.processors += 1;
         Some(())

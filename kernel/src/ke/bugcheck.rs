@@ -212,6 +212,8 @@ mod report {
             arch::irql::set(arch::level::HIGH);
         }
         event(Kind::Bugcheck, 0, code.into(), parameters[0]);
+        #[cfg(feature = "verifier")]
+        arch::debugger::stops_here();
         let me = if arch::pcr::installed() { arch::pcr::number() } else { 0 };
         match OWNER.compare_exchange(NOBODY, me, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => {}
