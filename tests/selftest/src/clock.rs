@@ -137,12 +137,10 @@ fn inline_readers(_: &mut Irql<Passive>) -> Result {
 
 /// The page is never ahead of the precise times; the performance counter counts the same time; a stall lasts as long as it is told to.
 fn queries(_: &mut Irql<Passive>) -> Result {
-    let pages: [(fn() -> u64, fn() -> u64); 2] = [
-        (clock::interrupt_time, clock::interrupt_time_precise),
-        (clock::system_time, clock::system_time_precise),
-    ];
-    for (page, precise) in pages {
-        let (page, precise) = (page(), precise());
+    // The page's first.
+    let interrupt = (clock::interrupt_time(), clock::interrupt_time_precise());
+    let system = (clock::system_time(), clock::system_time_precise());
+    for (page, precise) in [interrupt, system] {
         check(page <= precise, "the page is ahead of the time", page, precise)?;
     }
     let (counter, time) = (clock::performance_counter, clock::interrupt_time_precise);
