@@ -6,7 +6,7 @@
 //! ```text
 //!  the waiter W                                the releaser R, holding the lock of the mutant
 //!  its list changed, as long as it runs
-//!  commit, or begin (Release) ───────────────► claim of W's wait (Acquire) won
+//!  m's lock: its block registered ───────────► m's lock: the block found, W's wait won
 //!                                              release(m, R's list); acquire(m, W, W's list)
 //!  resumed by the hand-off (Acquire), or ◄──── W made ready, or: the lock released
 //!  m's lock taken to take the block out
@@ -20,7 +20,7 @@
 //!                is free, `owner` is whoever held it last.
 //!             I2 a list is its thread's while that doesn't wait, and from the end of its wait until that has returned whoever ended it by a
 //!                mutant's, of whom there is one (`wait_word`, I1).
-//! Ordering:   Relaxed: the claim, the hand-off and the lock order it. Atomics only for who asks whether a list is empty.
+//! Ordering:   Relaxed: the lock and the hand-off order it. Atomics only for who asks whether a list is empty.
 //! Tests:      tests/models/tests/mutant.rs (I1, I2).
 
 use core::hint::cold_path;

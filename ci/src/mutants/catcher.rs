@@ -7,6 +7,7 @@
 //! | `model FILE TEST` | one loom model of tests/models/tests/FILE.rs |
 //! | `miri PACKAGE TEST` | unit tests of the library whose name contains TEST, as shipped, under Miri |
 //! | `selftest TEXT on CPUS` | the self-tests whose name contains TEXT, on a machine of CPUS processors |
+//! | `counted TEXT on CPUS` | the same under the instruction counter |
 //! | `explore SEEDS on CPUS` | so many seeds of the mixed phase, under the instruction counter |
 //! | `crash NAME` | a deliberate bugcheck |
 //! | `codegen` | the instructions that the bench's operations must be |
@@ -48,7 +49,7 @@ pub(super) enum Catcher {
     /// Unit tests under Miri.
     Miri { package: String, test: String },
     /// Self-tests on the emulated machine.
-    Selftest { text: String, cpus: u32 },
+    Selftest { text: String, cpus: u32, counted: bool },
     /// Seeds under the instruction counter.
     Explore { seeds: u32, cpus: u32 },
     /// A deliberate bugcheck.
@@ -88,10 +89,10 @@ impl FromStr for Catcher {
             }
             ["model", file, test] => Self::Model { file: file.into(), test: test.into() },
             ["miri", package, test] => Self::Miri { package: package.into(), test: test.into() },
-            ["selftest", text, "on", cpus] => {
+            [kind @ ("selftest" | "counted"), text, "on", cpus] => {
                 let cpus = cpus.parse().with_context(|| format!("processors: {cpus:?}"))?;
                 ensure!(cpus > 0, "a machine without a processor");
-                Self::Selftest { text: text.into(), cpus }
+                Self::Selftest { text: text.into(), cpus, counted: kind == "counted" }
             }
             ["explore", seeds, "on", cpus] => Self::Explore { seeds: seeds.parse()?, cpus: cpus.parse()? },
             ["crash", name] => Self::Crash { name: name.into() },
@@ -111,7 +112,9 @@ impl fmt::Display for Catcher {
             }
             Self::Model { file, test } => write!(f, "model {file} {test}"),
             Self::Miri { package, test } => write!(f, "miri {package} {test}"),
-            Self::Selftest { text, cpus } => write!(f, "selftest {text} on {cpus}"),
+            Self::Selftest { text, cpus, counted } => {
+                write!(f, "{} {text} on {cpus}", if *counted { "counted" } else { "selftest" })
+            }
             Self::Explore { seeds, cpus } => write!(f, "explore {seeds} on {cpus}"),
             Self::Crash { name } => write!(f, "crash {name}"),
             Self::Codegen => f.write_str("codegen"),
@@ -181,9 +184,12 @@ impl Catcher {
                 cargo.current_dir(tree.root()).env("CARGO_TARGET_DIR", tree.build().join("miri"));
                 Ok(finish(&mut cargo, signals)?.map(|end| interpreted(end, test)))
             }
-            Self::Selftest { text, cpus } => {
+            Self::Selftest { text, cpus, counted } => {
                 let cpus = cpus.to_string();
-                let words = ["smp", "--cpus", &cpus, "--only", text, "--timeout", BOOT_SECONDS];
+                let mut words = vec!["smp", "--cpus", &cpus, "--only", text, "--timeout", BOOT_SECONDS];
+                if *counted {
+                    words.extend(["--accel", "icount-blocks"]);
+                }
                 Ok(harness(tree, &words, signals)?.map(booted))
             }
             Self::Explore { seeds, cpus } => {
