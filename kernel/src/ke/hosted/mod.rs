@@ -2,7 +2,7 @@
 //! queue.rs, all of `wait`, `apc::alert`, the wheel and the protocols of `sync`.
 //!
 //! What is not the shipped code: a [`thread`] has only what waits need of it, a switch passes a baton between threads of the host
-//! ([`sched`]), the only kernel APC does nothing ([`apc`]), timers are in one table that the test looks at (timer/hosted.rs), and time is what
+//! (`sched`), the only kernel APC does nothing ([`apc`]), timers are in one table that the test looks at (timer/hosted.rs), and time is what
 //! the test says ([`clock`]).
 //!
 //! Who has the baton is a value: the test, or one of the threads. A thread gives it back when what it was told to do is done, or when it
