@@ -90,6 +90,18 @@ pub(crate) mod from_rbp {
     pub(crate) const IST_PCR: usize = size_of::<TrapFrame>() - TRAP;
 }
 
+/// The same from RSP where that points at the vector: before the registers are saved, and after they are restored.
+#[cfg(target_os = "none")]
+pub(crate) mod from_vector {
+    use super::*;
+
+    pub(crate) const CS: usize = offset_of!(InterruptFrame, cs) - offset_of!(InterruptFrame, vector);
+    /// To what `iretq` takes.
+    pub(crate) const RIP: usize = offset_of!(InterruptFrame, rip) - offset_of!(InterruptFrame, vector);
+    pub(crate) const TRAP_CS: usize = offset_of!(TrapFrame, cs) - offset_of!(TrapFrame, vector);
+    pub(crate) const TRAP_RIP: usize = offset_of!(TrapFrame, rip) - offset_of!(TrapFrame, vector);
+}
+
 /// One step of a backtrace: what stands behind a frame's saved RBP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {

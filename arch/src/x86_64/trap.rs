@@ -35,8 +35,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use super::pcr::{self, GS_COUNTS, GS_DEPTH, GS_DPC_STACK, GS_SOFTWARE, REQUEST_APC, REQUEST_DISPATCH};
 use super::user::clac;
 use super::{cpu, irql};
-use crate::frame::from_rbp;
 pub use crate::frame::{InterruptFrame, Link, TrapFrame, unwind};
+use crate::frame::{from_rbp, from_vector};
 use crate::service::{InService, Retired};
 use crate::trace::{Kind, event};
 use crate::upcalls::{self, Upcalls};
@@ -179,7 +179,7 @@ macro_rules! pop_rest {
 #[unsafe(naked)]
 unsafe extern "sysv64" fn interrupt_entry() {
     naked_asm!(
-        "test byte ptr [rsp + 16], 3", // CS: the frame has no RBP yet
+        "test byte ptr [rsp + {cs}], 3", // the frame has no RBP yet
         "jnz 5f",
         "2:",
         push_volatile!(),
@@ -219,9 +219,9 @@ unsafe extern "sysv64" fn interrupt_entry() {
         "mov cr8, rax",
         "pop rax",
         pop_volatile!(),
-        "test byte ptr [rsp + 16], 3",
+        "test byte ptr [rsp + {cs}], 3",
         "jnz 6f",
-        "add rsp, 8",
+        "add rsp, {to_rip}",
         "iretq",
         "4:",
         "cmp byte ptr [rsp], {dispatch_level}", // the interrupted level
@@ -258,7 +258,7 @@ unsafe extern "sysv64" fn interrupt_entry() {
         "swapgs",
         "jmp 2b",
         "6:",
-        "add rsp, 8",
+        "add rsp, {to_rip}",
         "jmp {return_to_user}",
         "7:",
         "mov rdi, rsp",
@@ -268,6 +268,8 @@ unsafe extern "sysv64" fn interrupt_entry() {
         ".globl kirql_interrupt_entry_end",
         "kirql_interrupt_entry_end:",
         vector = const from_rbp::VECTOR,
+        cs = const from_vector::CS,
+        to_rip = const from_vector::RIP,
         idle = const pcr::IDLE,
         woken = sym woken,
         traced = const cfg!(feature = "trace") as u8,
@@ -326,9 +328,9 @@ unsafe extern "sysv64" fn exception_entry() {
         "call {handle}",
         pop_rest!(),
         pop_volatile!(),
-        "test byte ptr [rsp + 24], 3", // of the frame as the handler left it
+        "test byte ptr [rsp + {cs_at_exit}], 3", // of the frame as the handler left it
         "jnz 6f",
-        "add rsp, 16",
+        "add rsp, {to_rip}",
         "iretq",
         "4:",
         "swapgs",
@@ -339,12 +341,14 @@ unsafe extern "sysv64" fn exception_entry() {
         "mov [rbp + {rip}], rax",
         "jmp 2b",
         "6:",
-        "add rsp, 16",
+        "add rsp, {to_rip}",
         "jmp {return_to_user}",
         ".globl kirql_exception_entry_end",
         "kirql_exception_entry_end:",
         cs = const from_rbp::TRAP_CS,
         rip = const from_rbp::TRAP_RIP,
+        cs_at_exit = const from_vector::TRAP_CS,
+        to_rip = const from_vector::TRAP_RIP,
         return_to_user = sym return_to_user,
         handle = sym exception,
     )
@@ -376,10 +380,11 @@ unsafe extern "sysv64" fn paranoid_entry() {
         "3:",
         pop_rest!(),
         pop_volatile!(),
-        "add rsp, 16",
+        "add rsp, {to_rip}",
         "iretq",
         gs_base = const IA32_GS_BASE,
         ist_pcr = const from_rbp::IST_PCR,
+        to_rip = const from_vector::TRAP_RIP,
         handle = sym exception,
     )
 }
