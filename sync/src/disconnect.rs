@@ -24,7 +24,8 @@
 //!             at least one of them sees the other. The uncounted first look keeps the wait finite: once CLOSING is visible,
 //!             an interrupt that goes on firing adds nothing to the count.
 //! IRQL:       `enter` in the interrupt; `publish` and `withdraw` at PASSIVE or APC. Withdrawing inside the object's own ISR
-//!             would wait for itself: the token it needs doesn't exist there.
+//!             would wait for itself: the token it needs doesn't exist there. What `enter` gives holds its token, so nobody
+//!             waits or lowers inside.
 //! Tests:      tests/models/tests/disconnect.rs (I1); tests/props/tests/injection.rs; the unit tests below.
 
 use core::ops::Deref;
@@ -68,9 +69,10 @@ impl<T> Slot<T> {
         self.object.compare_exchange(free, object.as_ptr(), Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
-    /// Enters the connected object, if there is one. While the returned value lives, the object does.
+    /// Enters the connected object, if there is one. While the returned value lives, the object does, and this processor stays at
+    /// the level: a thread that kept it below DISPATCH could be switched away from, and its `withdraw` would wait for that.
     #[inline]
-    pub fn enter<L: AtLeastDispatch>(&self, at: &Irql<L>) -> Option<Running<'_, T>> {
+    pub fn enter<'a, L: AtLeastDispatch>(&'a self, at: &'a mut Irql<L>) -> Option<Running<'a, T, L>> {
         at.check();
         self.look(Ordering::Relaxed)?;
         self.running.fetch_add(1, Ordering::Relaxed);
@@ -78,7 +80,7 @@ impl<T> Slot<T> {
         // Counted first, looked second. Acquire: the pointer before the object.
         let counted = Leave(&self.running);
         let object = self.look(Ordering::Acquire)?;
-        Some(Running { object, counted })
+        Some(Running { object, counted, at })
     }
 
     /// Is an object connected? Stale at once.
@@ -116,15 +118,26 @@ impl<T> Default for Slot<T> {
     }
 }
 
-/// Inside the ISR of a connected object; derefs to it. Dropping it leaves.
+/// Inside the ISR of a connected object; derefs to it. [`parts`](Self::parts) gives the token as well, for what is done inside.
+/// Dropping it leaves.
 #[must_use = "the object may be freed once this is dropped"]
-pub struct Running<'a, T> {
+pub struct Running<'a, T, L: AtLeastDispatch> {
     object: NonNull<T>,
     #[expect(dead_code, reason = "held for its drop")]
     counted: Leave<'a>,
+    at: &'a mut Irql<L>,
 }
 
-impl<T> Deref for Running<'_, T> {
+impl<T, L: AtLeastDispatch> Running<'_, T, L> {
+    /// The object and the token, both until this leaves.
+    #[inline]
+    pub fn parts(&mut self) -> (&T, &mut Irql<L>) {
+        // SAFETY: as in `deref`.
+        (unsafe { self.object.as_ref() }, self.at)
+    }
+}
+
+impl<T, L: AtLeastDispatch> Deref for Running<'_, T, L> {
     type Target = T;
 
     #[inline]
@@ -160,9 +173,9 @@ mod tests {
                 assert!(slot.withdraw(at).is_none());
                 assert!(slot.publish(NonNull::from(&first), at));
                 assert!(!slot.publish(NonNull::from(&second), at));
-                assert_eq!(slot.enter::<Device>(&at.raise_device(device)).as_deref(), Some(&1));
+                assert_eq!(slot.enter::<Device>(&mut at.raise_device(device)).as_deref(), Some(&1));
                 assert_eq!(slot.withdraw(at), Some(NonNull::from(&first)));
-                assert!(slot.enter::<Device>(&at.raise_device(device)).is_none());
+                assert!(slot.enter::<Device>(&mut at.raise_device(device)).is_none());
                 assert!(slot.publish(NonNull::from(&second), at));
                 assert_eq!(slot.withdraw(at), Some(NonNull::from(&second)));
             });

@@ -117,7 +117,10 @@ impl Chain {
         let slots = &self.slots[..self.length.load(Ordering::Acquire)];
         let mut claims = |slot: &Slot<Link>| {
             // I1: the object is there for as long as `link`.
-            slot.enter(at).is_some_and(|link| link.run(at) == Claim::Claimed)
+            slot.enter(at).is_some_and(|mut inside| {
+                let (link, at) = inside.parts();
+                link.run(at) == Claim::Claimed
+            })
         };
         if !self.passes.load(Ordering::Relaxed) {
             return slots.iter().any(claims);
