@@ -3,19 +3,19 @@
 //! Three nets, each for what the one before misses: the owner of a `Child` kills it when dropped; SIGINT, SIGTERM
 //! and SIGHUP are noticed between two polls, so that drops run; and the kernel kills the child when the harness
 //! itself is killed (the parent-death signal, which is armed for the *thread* that forks: so only the main thread,
-//! which lives as long as the process, may spawn).
+//! which lives as long as the process, may spawn, or one that waits for what it spawned).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use rustix::io::FdFlags;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
+use rustix::thread::CpuSet;
 
 /// Makes the child of `command` die with `signal` when this process does, in whatever way that happens.
 pub(crate) fn die_with_us(command: &mut Command, signal: Signal) -> &mut Command {
@@ -55,6 +55,50 @@ pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     fd.try_clone_to_owned().context("duplicating a file descriptor")
 }
 
+/// One of the host's processors, on which this process has a guest.
+pub(crate) struct Core(usize);
+
+/// Guests on each.
+static GUESTS: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+impl Core {
+    /// The one with the fewest guests, for all threads of a QEMU that counts instructions; see [`yield_to_others`].
+    pub(crate) fn for_all_of(child: &Child) -> Self {
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+        let mut cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
+        // Another process begins with another one.
+        let first = std::process::id() as usize % cores.len().max(1);
+        cores.rotate_left(first);
+        let core = {
+            let mut guests = GUESTS.lock().unwrap_or_else(PoisonError::into_inner);
+            guests.resize(CpuSet::MAX_CPU, 0);
+            let core = cores.into_iter().min_by_key(|&core| guests[core]).unwrap_or(0);
+            guests[core] += 1;
+            core
+        };
+        let mut set = CpuSet::new();
+        set.set(core);
+        // What can't be had is done without: runs differ a little more often then.
+        let _ = rustix::thread::sched_setaffinity(Pid::from_raw(child.id() as i32), &set);
+        Self(core)
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        GUESTS.lock().unwrap_or_else(PoisonError::into_inner)[self.0] -= 1;
+    }
+}
+
+/// Has the first thread of such a QEMU run when the others have nothing to do.
+///
+/// Where all of the guest's processors are idle, whichever thread sees it first moves the clock on to the next timer. Between a processor's
+/// halt and the counting of its last instructions the first thread would do so by too few: the interrupt comes late by as many
+/// instructions, and it is another run.
+pub(crate) fn yield_to_others(child: &Child) {
+    let _ = rustix::process::setpriority_process(Pid::from_raw(child.id() as i32), 19);
+}
+
 /// A child that is killed when this value goes.
 pub(crate) struct Owned {
     child: Child,
@@ -63,7 +107,7 @@ pub(crate) struct Owned {
 impl Owned {
     /// Starts `command`, bound to this process's life.
     ///
-    /// Call it from the main thread only (see the module's header).
+    /// Call it from the main thread, or from one that outlives the child (see the module's header).
     pub(crate) fn spawn(command: &mut Command) -> io::Result<Self> {
         die_with_us(command, Signal::KILL).spawn().map(|child| Self { child })
     }
@@ -124,5 +168,26 @@ impl NoteSignals {
 impl Drop for NoteSignals {
     fn drop(&mut self) {
         signalled().store(true, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_that_count_get_a_core_each_while_there_are_some() {
+        let mut sleeper = Owned::spawn(Command::new("sleep").arg("60")).expect("sleep");
+        let allowed = rustix::thread::sched_getaffinity(None).expect("own affinity").count();
+        let cores: Vec<Core> = (0..allowed).map(|_| Core::for_all_of(sleeper.child())).collect();
+        let different: std::collections::BTreeSet<usize> = cores.iter().map(|core| core.0).collect();
+        assert_eq!(different.len(), allowed as usize);
+        let pid = Pid::from_raw(sleeper.child().id() as i32);
+        let set = rustix::thread::sched_getaffinity(pid).expect("its affinity");
+        assert!(set.count() == 1 && cores.last().is_some_and(|core| set.is_set(core.0)));
+        yield_to_others(sleeper.child());
+        assert_eq!(rustix::process::getpriority_process(pid).expect("its priority"), 19);
+        drop(cores);
+        assert!(GUESTS.lock().expect("no test panics with it").iter().all(|&guests| guests == 0));
     }
 }

@@ -18,7 +18,7 @@ use crate::console::Console;
 use crate::guest::{Event, Lines, Transcript};
 use crate::hang;
 use crate::memory::{self, Memory};
-use crate::process::{self, NoteSignals, Owned};
+use crate::process::{self, Core, NoteSignals, Owned};
 use crate::qemu::{Machine, Qemu, Wiring};
 use crate::qmp::Qmp;
 use crate::symbols::Symbols;
@@ -89,6 +89,10 @@ pub(crate) struct Guest {
     stderr: File,
     memory: Option<Memory>,
     started: Instant,
+    /// It counts instructions, and its threads have not been put in order.
+    unordered: bool,
+    /// Where it runs, if that is settled.
+    _core: Option<Core>,
 }
 
 impl Guest {
@@ -118,9 +122,13 @@ impl Guest {
         command.process_group(0);
         process::inherit(&mut command, [sink, theirs].into_iter().chain(ram).collect());
         let started = Instant::now();
-        let child =
+        let mut child =
             Owned::spawn(&mut command).with_context(|| format!("cannot start {}", qemu.program.display()))?;
-        let mut guest = Self { qemu: child, qmp: Qmp::new(ours), serial, read: 0, stderr, memory, started };
+        let unordered = machine.accel.counts();
+        let qmp = Qmp::new(ours);
+        let core = unordered.then(|| Core::for_all_of(child.child()));
+        let mut guest =
+            Self { qemu: child, qmp, serial, read: 0, stderr, memory, started, unordered, _core: core };
         // Under the instruction counter nobody talks to QEMU while the guest runs.
         if !machine.accel.counts() {
             // A QEMU that has died already is found out by whoever looks at it next.
@@ -135,6 +143,10 @@ impl Guest {
         let n = self.serial.read_at(&mut bytes, self.read).context("reading the serial log")?;
         self.read += n as u64;
         bytes.truncate(n);
+        if n > 0 && std::mem::take(&mut self.unordered) {
+            // Its other threads are there by now, and keep theirs.
+            process::yield_to_others(self.qemu.child());
+        }
         Ok(bytes)
     }
 
