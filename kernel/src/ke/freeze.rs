@@ -6,9 +6,9 @@
 //! Called by:  bugcheck.rs (freeze), the self-tests (an NMI that does nothing).
 //! IRQL:       any. The NMI handler takes no lock and does not fault.
 
-#[cfg(feature = "verifier")]
-use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering;
+#[cfg(feature = "verifier")]
+use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use arch::trap::TrapFrame;
 
@@ -52,6 +52,18 @@ fn show(frame: &TrapFrame) {
     }
 }
 
+/// How long whoever takes the next NMI stays in it, in microseconds.
+#[cfg(feature = "verifier")]
+static HELD: AtomicU64 = AtomicU64::new(0);
+
+/// Sends `target` an NMI whose handler returns only after `microseconds`, unless another one comes first, which is held in its place.
+/// Checked build: for tests.
+#[cfg(feature = "verifier")]
+pub fn hold_in_nmi(target: &Processor, microseconds: u64) {
+    HELD.store(microseconds, Ordering::Relaxed);
+    send_nmi(target);
+}
+
 /// The NMI handler.
 pub(crate) fn nmi(frame: &mut TrapFrame) {
     let here = prcb::get(arch::pcr::number());
@@ -68,7 +80,10 @@ pub(crate) fn nmi(frame: &mut TrapFrame) {
         );
     }
     #[cfg(feature = "verifier")]
-    show(frame);
+    {
+        show(frame);
+        clock::stall(HELD.swap(0, Ordering::Relaxed));
+    }
 }
 
 /// This processor shows where it is and stops for good.

@@ -315,10 +315,11 @@ fn clock_jump(worker: &mut Worker, at: &mut Irql<Passive>) {
     timer::set_system_time(if worker.random.below(2) == 0 { now + far } else { now - far }, at);
 }
 
-/// What hardware and others do at the wrong time: NMIs, requests for nothing, a processor held up.
+/// What hardware and others do at the wrong time: NMIs, requests for nothing, once or twice, spurious interrupts, a processor held up, also in
+/// an NMI.
 fn nuisance(worker: &mut Worker, at: &mut Irql<Passive>) {
     let Some(target) = prcb::get(worker.random.below(prcb::count())) else { return };
-    match worker.random.below(5) {
+    match worker.random.below(7) {
         0 => freeze::send_nmi(target),
         1 | 2 => {
             let vector =
@@ -334,6 +335,16 @@ fn nuisance(worker: &mut Worker, at: &mut Irql<Passive>) {
             // Now and then so long that what others send here comes late.
             let most = if worker.random.below(8) == 0 { 2_000 } else { 40 };
             clock::stall(u64::from(worker.random.below(most)));
+        }
+        4 => {
+            // As a spurious interrupt comes: with nothing in service.
+            // SAFETY: the vector has the kernel's handler, which leaves all as it was.
+            unsafe { core::arch::asm!("int 0xFF") };
+        }
+        5 => {
+            // What is sent there meanwhile comes late, and NMIs most of all.
+            let most = if worker.random.below(8) == 0 { 1_000 } else { 40 };
+            freeze::hold_in_nmi(target, u64::from(worker.random.below(most)));
         }
         _ => {
             let level = DeviceLevel::new(3 + worker.random.below(9) as u8).expect("3 to 11");
