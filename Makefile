@@ -95,7 +95,7 @@ bench-check: ## [15 s] The same, and fail on a bound exceeded or growth over the
 	@$(CI) codegen
 	@$(CI) bench --check
 
-mutants: ## [30 min] Seed bugs, one after the other: the check that each names must catch it
+mutants: ## [25 min] Seed bugs, as many at once as there are cores: the check that each names must catch it
 	@ci/setup.sh test
 	@$(CI) mutants $(if $(ONLY),--only $(ONLY))
 

@@ -1,15 +1,19 @@
 //! The checks of the checks: seeded bugs, each of which a named check must catch, in the way that its patch says.
 //!
 //! A mutant is a patch in tests/mutants (its head: `mutants/patch.rs`; who can catch it: `mutants/catcher.rs`), tried in a copy of
-//! the workspace with a target folder of its own (`mutants/tree.rs`). Before any of them, every catcher must pass on
-//! what is not mutated: a check that fails anyway catches nothing, and its mutants are void. Every patch must apply, also one that isn't tried.
+//! the workspace with a target folder of its own (`mutants/tree.rs`), several at once. Before any of them, every catcher must pass on
+//! what is not mutated: a check that fails anyway catches nothing, and its mutants are void. A search has to pass afterwards, as far as it
+//! went. Every patch must apply, also one that isn't tried.
 
 mod catcher;
 mod patch;
 mod tree;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,12 +21,15 @@ use anyhow::{Context, Result, ensure};
 use crate::image::workspace;
 use crate::process::NoteSignals;
 use crate::report::Verdict;
-use catcher::{Catcher, Outcome};
+use catcher::{Catcher, Limits, Outcome};
 use patch::Mutant;
 use tree::Tree;
 
 /// Mutants of one run of `make test`: with their baselines about a minute when the copy is built.
 const SAMPLE: usize = 3;
+
+/// So many mutants for each copy: a second one is built from nothing first.
+const WORTH_A_COPY: usize = 12;
 
 /// Which mutants to try.
 #[derive(Clone, Copy, Debug)]
@@ -104,70 +111,166 @@ pub(crate) fn run(choice: Choice<'_>) -> Result<u8> {
             Some(why) => skipped.push((mutant, why)),
         }
     }
-    let tree = Tree::prepare()?;
+    let begun = Instant::now();
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let trees = Tree::prepare((chosen.len() / WORTH_A_COPY).clamp(1, cores))?;
     for mutant in &all {
-        tree.check(mutant)?;
+        trees[0].check(mutant)?;
     }
-    println!("{} mutants apply; {} to try", all.len(), chosen.len());
+    println!("{} mutants apply; {} to try, {} at once", all.len(), chosen.len(), trees.len());
     for (mutant, why) in &skipped {
         println!("{:<36} skip: {why}", mutant.name);
     }
     ensure!(!chosen.is_empty(), "none of the chosen mutants can be tried here");
 
-    let begun = Instant::now();
-    let (mut sound, mut unsound): (Vec<&Catcher>, Vec<&Catcher>) = (Vec::new(), Vec::new());
-    for mutant in &chosen {
-        if sound.contains(&&mutant.catcher) || unsound.contains(&&mutant.catcher) {
-            continue;
-        }
-        let Some((outcome, seconds)) = tried(&tree, &mutant.catcher, &signals)? else {
-            return Ok(Verdict::Interrupted.exit_status());
-        };
-        match outcome {
-            Outcome::Passed => println!("sound    {seconds:>6.1} s  {}", mutant.catcher),
-            Outcome::Failed(text) | Outcome::Unbuilt(text) => {
-                println!("FAILS    {seconds:>6.1} s  {}, without a mutant\n{}", mutant.catcher, tail(&text));
-                unsound.push(&mutant.catcher);
-                continue;
-            }
-            Outcome::Skipped(what) => {
-                println!("SKIPS    {seconds:>6.1} s  {}: {what}", mutant.catcher);
-                unsound.push(&mutant.catcher);
-                continue;
-            }
-        }
-        sound.push(&mutant.catcher);
-    }
-
-    let mut wrong = 0;
-    for mutant in &chosen {
-        if unsound.contains(&&mutant.catcher) {
-            println!("{:<36} void: its check fails or skips anyway", mutant.name);
-            wrong += 1;
-            continue;
-        }
-        tree.apply(mutant)?;
-        let result = tried(&tree, &mutant.catcher, &signals);
-        tree.restore()?;
-        let Some((outcome, seconds)) = result? else {
-            return Ok(Verdict::Interrupted.exit_status());
-        };
-        let fate = Fate::judge(mutant, &outcome);
-        println!("{:<36} {seconds:>6.1} s  {:<58} {fate}", mutant.name, mutant.catcher.to_string());
-        if !fate.is_right() {
-            wrong += 1;
-            if let Outcome::Failed(text) | Outcome::Unbuilt(text) = &outcome {
-                println!("{}", tail(text));
-            }
-        }
-    }
-    let right = chosen.len() - wrong;
+    let Some(sound) = sound(&trees, &chosen, &signals)? else {
+        return Ok(Verdict::Interrupted.exit_status());
+    };
+    let judged = spread(&trees, &chosen, |tree, mutant| judge(tree, mutant, &sound, &signals))?;
+    let Some(judged) = judged else {
+        return Ok(Verdict::Interrupted.exit_status());
+    };
+    let right = judged.into_iter().filter(|&right| right).count();
+    let wrong = chosen.len() - right;
     println!(
         "mutants: {right} as they must be, {wrong} not, {} skipped, in {:.0} s",
         skipped.len(),
         begun.elapsed().as_secs_f64()
     );
     Ok(u8::from(wrong > 0))
+}
+
+/// The checks of `chosen` that pass without a mutant, and how long each took; nothing when a signal asked for an end.
+fn sound<'a>(
+    trees: &[Tree],
+    chosen: &[&'a Mutant],
+    signals: &NoteSignals,
+) -> Result<Option<HashMap<&'a Catcher, Duration>>> {
+    let mut catchers: Vec<&Catcher> = Vec::new();
+    for mutant in chosen.iter().filter(|mutant| !mutant.catcher.is_search()) {
+        if !catchers.contains(&&mutant.catcher) {
+            catchers.push(&mutant.catcher);
+        }
+    }
+    // The first of a kind builds all that it needs.
+    let limits = Limits { whole: false, all: LIMIT * 3, tests: LIMIT };
+    let tried = spread(trees, &catchers, |tree, &catcher| {
+        let Some((outcome, took)) = tried(tree, catcher, limits, signals)? else { return Ok(None) };
+        Ok(Some(passes(catcher, &outcome, took).then_some((catcher, took))))
+    })?;
+    Ok(tried.map(|tried| tried.into_iter().flatten().collect()))
+}
+
+/// Tells what a check did without a mutant; whether it passed.
+fn passes(catcher: &Catcher, outcome: &Outcome, took: Duration) -> bool {
+    let seconds = took.as_secs_f64();
+    match outcome {
+        Outcome::Passed => println!("sound    {seconds:>6.1} s  {catcher}"),
+        Outcome::Failed(text) | Outcome::Unbuilt(text) => {
+            println!("FAILS    {seconds:>6.1} s  {catcher}, without a mutant\n{}", tail(text));
+        }
+        Outcome::Skipped(what) => println!("SKIPS    {seconds:>6.1} s  {catcher}: {what}"),
+    }
+    *outcome == Outcome::Passed
+}
+
+/// Tries a mutant and tells what became of it; whether that is as it must be. Nothing when a signal asked for an end.
+fn judge(
+    tree: &Tree,
+    mutant: &Mutant,
+    sound: &HashMap<&Catcher, Duration>,
+    signals: &NoteSignals,
+) -> Result<Option<bool>> {
+    let void = || {
+        println!("{:<36} void: its check fails or skips anyway", mutant.name);
+        Ok(Some(false))
+    };
+    let usual = sound.get(&mutant.catcher).copied();
+    if usual.is_none() && !mutant.catcher.is_search() {
+        return void();
+    }
+    // What takes so much longer than it did doesn't end.
+    let tests = (Duration::from_secs(60) + usual.unwrap_or(LIMIT) * 20).min(LIMIT);
+    let limits = Limits { whole: false, all: LIMIT, tests };
+    let Some((mut outcome, mut took)) = mutated(tree, mutant, limits, signals)? else { return Ok(None) };
+    if mutant.catcher.is_boot() && !Fate::judge(mutant, &outcome).is_right() {
+        // Timing may hide it in an image that is built with less effort.
+        let limits = Limits { whole: true, all: LIMIT * 3, tests };
+        println!("{:<36} not caught in {:.1} s; again, built as usual", mutant.name, took.as_secs_f64());
+        let Some((usual, took_usual)) = tried(tree, &mutant.catcher, limits, signals)? else {
+            return Ok(None);
+        };
+        if !passes(&mutant.catcher, &usual, took_usual) {
+            return void();
+        }
+        let Some(again) = mutated(tree, mutant, limits, signals)? else { return Ok(None) };
+        (outcome, took) = again;
+    }
+    let fate = Fate::judge(mutant, &outcome);
+    if let (Fate::Caught(_), Outcome::Failed(text)) = (&fate, &outcome)
+        && let Some(search) = mutant.catcher.as_far(text)
+    {
+        let Some((outcome, took)) = tried(tree, &search, limits, signals)? else { return Ok(None) };
+        if !passes(&search, &outcome, took) {
+            return void();
+        }
+    }
+    let seconds = took.as_secs_f64();
+    let mut told = format!("{:<36} {seconds:>6.1} s  {:<58} {fate}", mutant.name, mutant.catcher.to_string());
+    if let (false, Outcome::Failed(text) | Outcome::Unbuilt(text)) = (fate.is_right(), &outcome) {
+        told += &format!("\n{}", tail(text));
+    }
+    println!("{told}");
+    Ok(Some(fate.is_right()))
+}
+
+/// The outcome of a mutant's check with the mutant, and how long it took; nothing when a signal asked for an end.
+fn mutated(
+    tree: &Tree,
+    mutant: &Mutant,
+    limits: Limits,
+    signals: &NoteSignals,
+) -> Result<Option<(Outcome, Duration)>> {
+    tree.apply(mutant)?;
+    let result = tried(tree, &mutant.catcher, limits, signals);
+    tree.restore()?;
+    result
+}
+
+/// `each` of `items`, as many at once as there are copies; nothing when one of them gave nothing.
+///
+/// A thread here waits for whatever it starts, so its end ends no child too early (`process`).
+fn spread<T: Sync, R: Send>(
+    trees: &[Tree],
+    items: &[T],
+    each: impl Fn(&Tree, &T) -> Result<Option<R>> + Sync,
+) -> Result<Option<Vec<R>>> {
+    let next = AtomicUsize::new(0);
+    let work = |tree: &Tree| {
+        let mut done = Vec::new();
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let result = each(tree, item);
+            if !matches!(result, Ok(Some(_))) {
+                // The others go no further.
+                next.store(items.len(), Ordering::Relaxed);
+            }
+            match result? {
+                Some(result) => done.push(result),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(done))
+    };
+    let work = &work;
+    thread::scope(|scope| {
+        let workers: Vec<_> = trees.iter().map(|tree| scope.spawn(move || work(tree))).collect();
+        let results: Vec<Result<Option<Vec<R>>>> = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect();
+        let done: Option<Vec<Vec<R>>> = results.into_iter().collect::<Result<_>>()?;
+        Ok(done.map(|done| done.into_iter().flatten().collect()))
+    })
 }
 
 /// Lists the mutants.
@@ -180,10 +283,15 @@ pub(crate) fn list() -> Result<u8> {
 }
 
 /// The outcome of one check of the copy as it is, and how long it took; nothing when a signal asked for an end.
-fn tried(tree: &Tree, catcher: &Catcher, signals: &NoteSignals) -> Result<Option<(Outcome, f64)>> {
+fn tried(
+    tree: &Tree,
+    catcher: &Catcher,
+    limits: Limits,
+    signals: &NoteSignals,
+) -> Result<Option<(Outcome, Duration)>> {
     let started = Instant::now();
-    let outcome = catcher.run(tree, signals).with_context(|| catcher.to_string())?;
-    Ok(outcome.map(|outcome| (outcome, started.elapsed().as_secs_f64())))
+    let outcome = catcher.run(tree, limits, signals).with_context(|| catcher.to_string())?;
+    Ok(outcome.map(|outcome| (outcome, started.elapsed())))
 }
 
 fn choose<'a>(all: &'a [Mutant], choice: Choice<'_>) -> Result<Vec<&'a Mutant>> {
@@ -224,11 +332,13 @@ fn name_of(folder: &Path, file: &Path) -> Option<String> {
     Some(file.strip_prefix(folder).ok()?.with_extension("").to_str()?.to_owned())
 }
 
-/// How long a check may take that is not a boot, which has a limit of its own.
+/// How long building may take, and a check that is not a boot, which has a limit of its own.
 const LIMIT: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     fn mutant(name: &str, open: bool) -> Mutant {
@@ -256,6 +366,20 @@ mod tests {
             assert!(!fate.is_right(), "{fate}");
         }
         assert!(Fate::Caught(String::new()).is_right() && Fate::Open.is_right());
+    }
+
+    #[test]
+    fn all_is_done_once_and_an_error_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let trees = [0; 3].map(|_| tree::empty(folder.path()));
+        let items: Vec<u32> = (0..100).collect();
+        let mut done = spread(&trees, &items, |_, &item| Ok(Some(item))).unwrap().unwrap();
+        done.sort_unstable();
+        assert_eq!(done, items);
+        assert!(spread(&trees, &items, |_, &item| Ok((item != 7).then_some(()))).unwrap().is_none());
+        let failing =
+            spread(&trees, &items, |_, &item| if item == 7 { bail!("seven") } else { Ok(Some(())) });
+        assert_eq!(failing.unwrap_err().to_string(), "seven");
     }
 
     #[test]

@@ -8,12 +8,14 @@
 //! | `miri PACKAGE TEST` | unit tests of the library whose name contains TEST, as shipped, under Miri |
 //! | `selftest TEXT on CPUS` | the self-tests whose name contains TEXT, on a machine of CPUS processors |
 //! | `counted TEXT on CPUS` | the same under the instruction counter |
-//! | `explore SEEDS on CPUS` | so many seeds of the mixed phase, under the instruction counter |
+//! | `explore SEEDS on CPUS` | so many seeds of the mixed phase, under the instruction counter: one has to fail, and as many to pass without the mutant |
 //! | `crash NAME` | a deliberate bugcheck |
 //! | `codegen` | the instructions that the bench's operations must be |
 //! | `compiler PACKAGE` | the compiler, for the bare machine: the mutant must not get past it |
 //!
-//! Building comes first and apart: only the last kind takes a failure of it for a catch.
+//! Building comes first and apart: only the last kind takes a failure of it for a catch. All but `codegen` build with less effort than what
+//! ships: optimised, but without joining the crates, and only the parts that changed. That is a sixteenth of the work. A mutant that escapes
+//! a boot of such an image is tried again in one that is built as usual.
 
 use std::fmt;
 use std::fs::File;
@@ -22,12 +24,11 @@ use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use serde_json::Value;
 
-use super::LIMIT;
 use super::tree::Tree;
 use crate::crash;
 use crate::guest::{self, Transcript};
@@ -36,11 +37,15 @@ use crate::process::{NoteSignals, Owned};
 
 /// Seconds for a boot of a few self-tests, which takes two.
 const BOOT_SECONDS: &str = "40";
+/// Of a profile's settings, what makes a changed crate quick to build.
+const QUICK: [(&str, &str); 3] = [("LTO", "off"), ("CODEGEN_UNITS", "256"), ("INCREMENTAL", "true")];
+/// Seconds for a seed, which takes two on a quiet host.
+const SEED_SECONDS: u64 = 10;
 /// The harness's statuses for a run that failed, as opposed to one that it could not make.
 const FAILED_RUN: [i32; 4] = [1, 3, 4, 6];
 
 /// See the module.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Catcher {
     /// Tests on the host.
     Host { checked: bool, package: String, file: Option<String>, test: String },
@@ -58,6 +63,17 @@ pub(super) enum Catcher {
     Codegen,
     /// The compiler itself.
     Compiler { package: String },
+}
+
+/// How a check is built and how long it may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// The self-tests' image as everybody else builds it.
+    pub(super) whole: bool,
+    /// For its building, and for what is built and run in one; a boot has a limit of its own within.
+    pub(super) all: Duration,
+    /// For a test program that was built.
+    pub(super) tests: Duration,
 }
 
 /// What a check did.
@@ -158,8 +174,27 @@ impl Catcher {
         }
     }
 
+    /// Whether there is no telling beforehand how much of it a mutant takes: what must pass without one is then [`as_far`](Self::as_far).
+    pub(super) fn is_search(&self) -> bool {
+        matches!(self, Self::Explore { .. })
+    }
+
+    /// Whether it boots the self-tests' image, which is another one if it is built with less effort.
+    pub(super) fn is_boot(&self) -> bool {
+        matches!(self, Self::Selftest { .. } | Self::Crash { .. })
+    }
+
+    /// As much of it as it took to fail with that output.
+    pub(super) fn as_far(&self, output: &str) -> Option<Self> {
+        let Self::Explore { cpus, .. } = *self else { return None };
+        let line = output.lines().find(|line| line.contains("failed after"))?;
+        let seeds = line.strip_prefix("seed ")?.split(',').next()?.parse().ok()?;
+        Some(Self::Explore { seeds, cpus })
+    }
+
     /// Runs the check on the copy; nothing when a signal asked for an end.
-    pub(super) fn run(&self, tree: &Tree, signals: &NoteSignals) -> Result<Option<Outcome>> {
+    pub(super) fn run(&self, tree: &Tree, limits: Limits, signals: &NoteSignals) -> Result<Option<Outcome>> {
+        let until = Until { limit: limits.all, whole: limits.whole, signals };
         match self {
             Self::Host { checked, package, file, test } => {
                 let mut cargo = cargo(tree);
@@ -169,20 +204,21 @@ impl Catcher {
                     None => cargo.arg("--lib"),
                 };
                 cargo.args(checked.then_some("--features=verifier"));
-                run_tests(cargo, test, signals)
+                run_tests(cargo, test, limits, signals)
             }
             Self::Model { file, test } => {
                 let mut cargo = cargo(tree);
                 cargo.args(["test", "--package", "models", "--release", "--test", file]);
                 // As the step `models`: a target folder of its own, or every change between the two recompiles all.
                 cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", tree.build().join("loom"));
-                run_tests(cargo, test, signals)
+                quickly(&mut cargo, "RELEASE");
+                run_tests(cargo, test, limits, signals)
             }
             Self::Miri { package, test } => {
                 let mut cargo = crate::test::nightly("cargo");
                 cargo.args(["miri", "test", "--package", package, "--lib", "--", test]);
                 cargo.current_dir(tree.root()).env("CARGO_TARGET_DIR", tree.build().join("miri"));
-                Ok(finish(&mut cargo, signals)?.map(|end| interpreted(end, test)))
+                Ok(finish(&mut cargo, &until)?.map(|end| interpreted(end, test)))
             }
             Self::Selftest { text, cpus, counted } => {
                 let cpus = cpus.to_string();
@@ -190,18 +226,21 @@ impl Catcher {
                 if *counted {
                     words.extend(["--accel", "icount-blocks"]);
                 }
-                Ok(harness(tree, &words, signals)?.map(booted))
+                Ok(harness(tree, &words, &until)?.map(booted))
             }
             Self::Explore { seeds, cpus } => {
-                let (seeds, cpus) = (seeds.to_string(), cpus.to_string());
-                Ok(harness(tree, &["explore", "--seeds", &seeds, "--cpus", &cpus], signals)?.map(judged))
+                let limit = limits.all + Duration::from_secs(u64::from(*seeds) * SEED_SECONDS);
+                let (seeds, cpus, until) =
+                    (seeds.to_string(), cpus.to_string(), Until { limit, whole: limits.whole, signals });
+                let words = ["explore", "--seeds", &seeds, "--cpus", &cpus, "--on-failure", "stop"];
+                Ok(harness(tree, &words, &until)?.map(judged))
             }
-            Self::Crash { name } => Ok(harness(tree, &["crash", "--only", name], signals)?.map(judged)),
-            Self::Codegen => Ok(harness(tree, &["codegen"], signals)?.map(judged)),
+            Self::Crash { name } => Ok(harness(tree, &["crash", "--only", name], &until)?.map(judged)),
+            Self::Codegen => Ok(harness(tree, &["codegen"], &until)?.map(judged)),
             Self::Compiler { package } => {
                 let mut cargo = cargo(tree);
                 cargo.args(["check", "--package", package, "--target", TARGET]);
-                Ok(finish(&mut cargo, signals)?.map(|end| match end.status {
+                Ok(finish(&mut cargo, &until)?.map(|end| match end.status {
                     Some(0) => Outcome::Passed,
                     _ => Outcome::Failed(end.output),
                 }))
@@ -225,6 +264,11 @@ fn mentions(place: &Path, text: &str) -> Result<bool> {
     Ok(place.exists() && std::fs::read_to_string(place)?.contains(text))
 }
 
+/// Has the cargo in `command` or below it spare effort where it builds `profile`.
+fn quickly(command: &mut Command, profile: &str) {
+    command.envs(QUICK.map(|(setting, value)| (format!("CARGO_PROFILE_{profile}_{setting}"), value)));
+}
+
 /// A cargo that builds the copy.
 fn cargo(tree: &Tree) -> Command {
     let mut cargo = crate::image::cargo();
@@ -233,11 +277,17 @@ fn cargo(tree: &Tree) -> Command {
 }
 
 /// This very program, at work on the copy.
-fn harness(tree: &Tree, arguments: &[&str], signals: &NoteSignals) -> Result<Option<End>> {
+fn harness(tree: &Tree, arguments: &[&str], until: &Until<'_>) -> Result<Option<End>> {
     // Not by its path: a build of the workspace may have put another file there since this program began.
     let mut command = Command::new("/proc/self/exe");
     command.args(arguments).env(WORKSPACE, tree.root()).env("CARGO_TARGET_DIR", tree.build());
-    finish(&mut command, signals)
+    if until.whole {
+        command.env("CARGO_TARGET_DIR", tree.build().join("whole"));
+    } else {
+        // The self-tests' profile.
+        quickly(&mut command, "CHECKED");
+    }
+    finish(&mut command, until)
 }
 
 /// The outcome of a command of the harness.
@@ -274,9 +324,16 @@ fn interpreted(end: End, test: &str) -> Outcome {
 }
 
 /// Builds test programs by `cargo`, then runs the tests in them whose name contains `test`.
-fn run_tests(mut cargo: Command, test: &str, signals: &NoteSignals) -> Result<Option<Outcome>> {
+fn run_tests(
+    mut cargo: Command,
+    test: &str,
+    limits: Limits,
+    signals: &NoteSignals,
+) -> Result<Option<Outcome>> {
     cargo.args(["--no-run", "--message-format=json-render-diagnostics"]);
-    let Some(built) = finish(&mut cargo, signals)? else { return Ok(None) };
+    let Some(built) = finish(&mut cargo, &Until { limit: limits.all, whole: false, signals })? else {
+        return Ok(None);
+    };
     if built.status != Some(0) {
         return Ok(Some(Outcome::Unbuilt(built.output)));
     }
@@ -286,7 +343,9 @@ fn run_tests(mut cargo: Command, test: &str, signals: &NoteSignals) -> Result<Op
         // What cargo would give it.
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         command.arg(test).current_dir(&folder).env("CARGO", cargo).env("CARGO_MANIFEST_DIR", &folder);
-        let Some(end) = finish(&mut command, signals)? else { return Ok(None) };
+        let Some(end) = finish(&mut command, &Until { limit: limits.tests, whole: false, signals })? else {
+            return Ok(None);
+        };
         if end.status != Some(0) {
             return Ok(Some(Outcome::Failed(end.output)));
         }
@@ -314,8 +373,16 @@ struct End {
     output: String,
 }
 
+/// When not to wait any longer, and what for.
+struct Until<'a> {
+    limit: Duration,
+    /// As in [`Limits`].
+    whole: bool,
+    signals: &'a NoteSignals,
+}
+
 /// Runs `command` to its end or to the limit; nothing when a signal asked for an end.
-fn finish(command: &mut Command, signals: &NoteSignals) -> Result<Option<End>> {
+fn finish(command: &mut Command, until: &Until<'_>) -> Result<Option<End>> {
     let mut printed: File = tempfile::tempfile()?;
     let (out, err) = (printed.try_clone()?, printed.try_clone()?);
     command.stdin(Stdio::null()).stdout(out).stderr(err);
@@ -323,17 +390,17 @@ fn finish(command: &mut Command, signals: &NoteSignals) -> Result<Option<End>> {
     let mut child = Owned::spawn(command).with_context(|| format!("starting {command:?}"))?;
     let mut late = false;
     let status = loop {
-        if signals.interrupted() {
+        if until.signals.interrupted() {
             return Ok(None);
         }
         if let Some(status) = child.ended()? {
             break status.code();
         }
-        if started.elapsed() > LIMIT {
+        if started.elapsed() > until.limit {
             late = true;
             break None;
         }
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     };
     drop(child);
     let mut bytes = Vec::new();
@@ -341,7 +408,7 @@ fn finish(command: &mut Command, signals: &NoteSignals) -> Result<Option<End>> {
     printed.read_to_end(&mut bytes)?;
     let mut output = String::from_utf8_lossy(&bytes).into_owned();
     if late {
-        output += &format!("\nno end after {} s\n", LIMIT.as_secs());
+        output += &format!("\nno end after {} s\n", until.limit.as_secs());
     }
     Ok(Some(End { status, output }))
 }
@@ -359,6 +426,7 @@ mod tests {
             "model queued three_processors",
             "miri sync processors_exclude",
             "selftest interrupts::masking_matrix on 1",
+            "explore 200 on 4",
             "crash slow_dpc",
             "codegen",
             "compiler arch",
@@ -387,7 +455,8 @@ mod tests {
 
     fn ended(script: &str) -> End {
         let mut command = Command::new("sh");
-        finish(command.args(["-c", script]), &NoteSignals::start()).unwrap().unwrap()
+        let (limit, signals) = (Duration::from_secs(300), &NoteSignals::start());
+        finish(command.args(["-c", script]), &Until { limit, whole: false, signals }).unwrap().unwrap()
     }
 
     #[test]
@@ -420,6 +489,16 @@ mod tests {
         assert!(matches!(outcome(1, &[skip, "FAIL waits::a: x"]), Outcome::Failed(_)));
         assert!(matches!(outcome(3, &[skip]), Outcome::Failed(_)), "a bugcheck");
         assert!(matches!(outcome(2, &[]), Outcome::Unbuilt(_)));
+    }
+
+    #[test]
+    fn a_search_is_judged_by_as_much_as_it_took() {
+        let explore: Catcher = "explore 200 on 4".parse().unwrap();
+        let output = "20 runs in 30 s\nseed 31, run 30, failed after 50.1 s: HANG: x\n";
+        assert_eq!(explore.as_far(output).unwrap().to_string(), "explore 31 on 4");
+        assert!(explore.is_search() && explore.as_far("failed after all").is_none());
+        let selftest: Catcher = "selftest x on 4".parse().unwrap();
+        assert!(!selftest.is_search() && selftest.as_far(output).is_none());
     }
 
     #[test]

@@ -1,13 +1,15 @@
-//! The copy of the workspace in which mutants live: what git tracks or would track, as it stands in the working folder.
+//! The copies of the workspace in which mutants live, one for each that is tried at once: what git tracks or would track, as it stands in
+//! the working folder.
 //!
 //! What it is to be is read once, at the start, so that who edits the workspace meanwhile doesn't disturb a run. A file is written
 //! only where it differs, so that cargo rebuilds what a mutant changed and no more; restoring is the same comparison once
-//! more, whatever a patch or a build did. One run at a time has the copy, by a lock on a file beside it.
+//! more, whatever a patch or a build did. One run at a time has the copies, by a lock on a file beside them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,24 +20,28 @@ use crate::image::{self, workspace};
 pub(super) struct Tree {
     root: PathBuf,
     build: PathBuf,
-    files: BTreeMap<PathBuf, Vec<u8>>,
+    files: Arc<BTreeMap<PathBuf, Vec<u8>>>,
     /// Held for its lock.
-    _lock: File,
+    _lock: Arc<File>,
 }
 
 impl Tree {
-    /// Brings the copy up to date.
-    pub(super) fn prepare() -> Result<Self> {
+    /// Brings so many copies up to date.
+    pub(super) fn prepare(count: usize) -> Result<Vec<Self>> {
         let place = image::target_dir().join("mutants");
-        let root = place.join("tree");
-        std::fs::create_dir_all(&root)?;
+        std::fs::create_dir_all(&place)?;
         let lock = File::create(place.join("lock"))?;
-        lock.try_lock().context("another run of the mutants has the copy")?;
-        let place = place.canonicalize()?;
-        let (root, build) = (place.join("tree"), place.join("build"));
-        let tree = Self { root, build, files: files()?, _lock: lock };
-        tree.restore()?;
-        Ok(tree)
+        lock.try_lock().context("another run of the mutants has the copies")?;
+        let (place, files, lock) = (place.canonicalize()?, Arc::new(files()?), Arc::new(lock));
+        let tree = |number: usize| {
+            let suffix = if number == 0 { String::new() } else { format!("-{number}") };
+            let (root, build) = (place.join(format!("tree{suffix}")), place.join(format!("build{suffix}")));
+            std::fs::create_dir_all(&root)?;
+            let tree = Self { root, build, files: files.clone(), _lock: lock.clone() };
+            tree.restore()?;
+            Ok(tree)
+        };
+        (0..count).map(tree).collect()
     }
 
     /// Where the copy is.
@@ -50,7 +56,7 @@ impl Tree {
 
     /// Makes the copy what the workspace was.
     pub(super) fn restore(&self) -> Result<()> {
-        for (file, wanted) in &self.files {
+        for (file, wanted) in &*self.files {
             let to = self.root.join(file);
             if std::fs::read(&to).is_ok_and(|is| is == *wanted) {
                 continue;
@@ -132,6 +138,13 @@ fn remove_others(root: &Path, folder: &Path, files: &BTreeMap<PathBuf, Vec<u8>>)
     Ok(())
 }
 
+/// A copy of nothing, in `folder`.
+#[cfg(test)]
+pub(super) fn empty(folder: &Path) -> Tree {
+    let lock = Arc::new(tempfile::tempfile().expect("a file"));
+    Tree { root: folder.to_owned(), build: folder.to_owned(), files: Arc::default(), _lock: lock }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,9 +153,10 @@ mod tests {
     fn restoring_undoes_whatever_was_done_and_leaves_the_rest_alone() {
         let folder = tempfile::tempdir().unwrap();
         let (root, build) = (folder.path().join("tree"), folder.path().join("build"));
-        let lock = tempfile::tempfile().unwrap();
+        let lock = Arc::new(tempfile::tempfile().unwrap());
         let files = ["Cargo.toml", "ci/setup.sh"].map(|file| (PathBuf::from(file), file.as_bytes().to_vec()));
-        let tree = Tree { root: root.clone(), build, files: files.into(), _lock: lock };
+        let files = Arc::new(files.into());
+        let tree = Tree { root: root.clone(), build, files, _lock: lock };
         std::fs::create_dir(&root).unwrap();
         tree.restore().unwrap();
         let time = |file: &str| std::fs::metadata(root.join(file)).unwrap().modified().unwrap();
@@ -176,12 +190,7 @@ mod tests {
                 file,
             }
         };
-        let tree = Tree {
-            root: folder.path().to_owned(),
-            build: folder.path().to_owned(),
-            files: BTreeMap::new(),
-            _lock: tempfile::tempfile().unwrap(),
-        };
+        let tree = empty(folder.path());
         let why = tree.check(&patch("three")).unwrap_err().to_string();
         assert!(why.contains("a/b no longer applies"), "{why}");
         let right = patch("one");
