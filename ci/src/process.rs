@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -97,6 +97,9 @@ impl Drop for Core {
 /// instructions, and it is another run.
 pub(crate) fn yield_to_others(child: &Child) {
     let _ = rustix::process::setpriority_process(Pid::from_raw(child.id() as i32), 19);
+    // Where there is util-linux, behind even that.
+    let id = child.id().to_string();
+    let _ = Command::new("chrt").args(["--idle", "--pid", "0", &id]).stderr(Stdio::null()).status();
 }
 
 /// A child that is killed when this value goes.
