@@ -76,6 +76,15 @@ pub(crate) fn build(package: Package) -> Result<PathBuf> {
     found.with_context(|| format!("cargo built {} but names no executable", package.name))
 }
 
+/// The test program that a message of cargo announces, and its package's folder.
+pub(crate) fn test_program(message: &str) -> Option<(PathBuf, PathBuf)> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
+    let program = message["executable"].as_str().filter(|_| is_test)?;
+    let manifest = Path::new(message["manifest_path"].as_str()?);
+    Some((program.into(), manifest.parent()?.to_owned()))
+}
+
 /// The executable that a message of cargo announces, if it is that of `name`.
 fn executable(message: &str, name: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
@@ -99,5 +108,17 @@ mod tests {
         assert_eq!(executable(&artifact("boot", "null"), "boot"), None);
         assert_eq!(executable(&artifact("arch", r#""/t/arch""#), "boot"), None);
         assert_eq!(executable("not json", "boot"), None);
+    }
+
+    #[test]
+    fn only_test_programs_are_run() {
+        let message = |test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"/w/sync/Cargo.toml","profile":{{"test":{test}}},"executable":"/t/sync-1"}}"#
+            )
+        };
+        assert_eq!(test_program(&message(true)), Some(("/t/sync-1".into(), "/w/sync".into())));
+        assert_eq!(test_program(&message(false)), None);
+        assert_eq!(test_program("   Compiling sync"), None);
     }
 }

@@ -25,6 +25,7 @@ mod hang;
 mod image;
 mod loops;
 mod memory;
+mod models;
 mod mutants;
 mod process;
 mod qemu;

@@ -14,7 +14,8 @@ use crate::qemu::{Accel, Qemu};
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
 use crate::{
-    bench, bochs, codegen, crash, debug, explore, loops, mutants, process, size, skips, trace, unsafe_count,
+    bench, bochs, codegen, crash, debug, explore, loops, models, mutants, process, size, skips, trace,
+    unsafe_count,
 };
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
@@ -52,7 +53,7 @@ const STEPS: &[Step] = &[
         what: "unit, property, refusal and harness tests; the locks' as shipped, too",
         run: host_tests,
     },
-    Step { name: "models", what: "loom models", run: models },
+    Step { name: "models", what: "loom models", run: run_models },
     Step {
         name: "miri",
         what: "unit tests of sync and arch, and a property test, under Miri, where nightly has it",
@@ -255,11 +256,13 @@ fn host_tests() -> Result<Done> {
     succeed_with_tests(shipped.args(locks.as_flattened()))
 }
 
-fn models() -> Result<Done> {
+fn run_models() -> Result<Done> {
     if !has_tests(&workspace().join("tests/models"))? {
         return Ok(Done::Skipped("tests/models has no test".into()));
     }
-    succeed_with_tests(for_loom(&mut image::cargo()).args(["test", "-p", "models", "--release"]))
+    let whole =
+        models::run(for_loom(&mut image::cargo()).args(["test", "-p", "models", "--profile", "models"]))?;
+    Ok(if whole { Done::Passed } else { Done::Interrupted })
 }
 
 /// Whether a Rust file in `folder` or below has a test.

@@ -21,18 +21,17 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
 use std::io::Seek as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use serde_json::Value;
 
 use super::tree::Tree;
 use crate::crash;
 use crate::guest::{self, Transcript};
-use crate::image::{TARGET, WORKSPACE};
+use crate::image::{self, TARGET, WORKSPACE};
 use crate::process::{NoteSignals, Owned};
 
 /// Seconds for a boot of a few self-tests, which takes two.
@@ -208,10 +207,9 @@ impl Catcher {
             }
             Self::Model { file, test } => {
                 let mut cargo = cargo(tree);
-                cargo.args(["test", "--package", "models", "--release", "--test", file]);
+                cargo.args(["test", "--package", "models", "--profile", "models", "--test", file]);
                 // As the step `models`: a target folder of its own, or every change between the two recompiles all.
                 cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", tree.build().join("loom"));
-                quickly(&mut cargo, "RELEASE");
                 run_tests(cargo, test, limits, signals)
             }
             Self::Miri { package, test } => {
@@ -271,7 +269,7 @@ fn quickly(command: &mut Command, profile: &str) {
 
 /// A cargo that builds the copy.
 fn cargo(tree: &Tree) -> Command {
-    let mut cargo = crate::image::cargo();
+    let mut cargo = image::cargo();
     cargo.current_dir(tree.root()).env("CARGO_TARGET_DIR", tree.build());
     cargo
 }
@@ -338,7 +336,7 @@ fn run_tests(
         return Ok(Some(Outcome::Unbuilt(built.output)));
     }
     let mut passed = 0;
-    for (program, folder) in built.output.lines().filter_map(test_program) {
+    for (program, folder) in built.output.lines().filter_map(image::test_program) {
         let mut command = Command::new(program);
         // What cargo would give it.
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -355,15 +353,6 @@ fn run_tests(
         return Ok(Some(Outcome::Skipped(format!("no test's name contains {test:?}"))));
     }
     Ok(Some(Outcome::Passed))
-}
-
-/// The test program that a message of cargo announces, and its package's folder.
-fn test_program(message: &str) -> Option<(PathBuf, PathBuf)> {
-    let message: Value = serde_json::from_str(message).ok()?;
-    let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
-    let program = message["executable"].as_str().filter(|_| is_test)?;
-    let manifest = Path::new(message["manifest_path"].as_str()?);
-    Some((program.into(), manifest.parent()?.to_owned()))
 }
 
 /// How a command ended, and all that it printed.
@@ -442,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_check_that_is_not_in_the_sources_does_not_exist() {
-        let workspace = crate::image::workspace();
+        let workspace = image::workspace();
         let exists = |text: &str| text.parse::<Catcher>().unwrap().exists(&workspace).unwrap();
         assert!(exists("selftest interrupts::masking on 1") && !exists("selftest interrupts::asking on 1"));
         assert!(
@@ -499,17 +488,5 @@ mod tests {
         assert!(explore.is_search() && explore.as_far("failed after all").is_none());
         let selftest: Catcher = "selftest x on 4".parse().unwrap();
         assert!(!selftest.is_search() && selftest.as_far(output).is_none());
-    }
-
-    #[test]
-    fn only_test_programs_are_run() {
-        let message = |test: bool| {
-            format!(
-                r#"{{"reason":"compiler-artifact","manifest_path":"/w/sync/Cargo.toml","profile":{{"test":{test}}},"executable":"/t/sync-1"}}"#
-            )
-        };
-        assert_eq!(test_program(&message(true)), Some(("/t/sync-1".into(), "/w/sync".into())));
-        assert_eq!(test_program(&message(false)), None);
-        assert_eq!(test_program("   Compiling sync"), None);
     }
 }

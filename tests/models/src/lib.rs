@@ -1,6 +1,6 @@
 //! Models of the protocols in `sync`: loom runs the code as shipped through every interleaving within a bound.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p models --release` runs them; without `--cfg loom` the package is empty. A file
+//! `RUSTFLAGS="--cfg loom" cargo test -p models --profile models` runs them; without `--cfg loom` the package is empty. A file
 //! under `tests/` is one protocol, and its header says what is checked and within which bound.
 //!
 //! Bounds: two or three threads, the fewest operations that show the property, and where that is still too much, limits for
