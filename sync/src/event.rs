@@ -3,7 +3,7 @@
 //! Owns:       [`Event`], the kernel's synchronization event as a protocol sees it; [`Behind`], what a wait tells of its reason. On the
 //!             host `hosted::ThreadEvent` is an event.
 //! Called by:  [`rundown`](crate::rundown), [`push_lock`](crate::push_lock), [`fast_mutex`](crate::fast_mutex),
-//!             [`resource`](crate::resource).
+//!             [`resource`](crate::resource), [`in_flight`](crate::in_flight).
 //! IRQL:       wait at APC, so that no APC has the waiter look elsewhere, ends it, or sends it to the end of the waiters; who waits
 //!             raises for that. Set up to DISPATCH.
 //! Why so:     a waiter of a push lock or of a rundown brings an event on its own stack, a mutex has one for all its waiters.

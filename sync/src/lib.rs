@@ -9,7 +9,8 @@
 //!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`]: protocols between processors
 //! 4. [`wait_word`], [`handoff`], [`idle_set`], [`attention`], [`ownership`]: who ends a wait, when its thread may run elsewhere, who
 //!    looks for it, what it must look at itself, and what it holds
-//! 5. [`event`], what protocols between threads ask of the scheduler: [`rundown`], [`push_lock`], [`fast_mutex`], [`resource`]
+//! 5. [`event`], what protocols between threads ask of the scheduler: [`rundown`], [`push_lock`], [`fast_mutex`], [`resource`],
+//!    [`in_flight`]
 //! 6. [`raw`], levels and locks for drivers, which have no types to show; [`lock_order`], what watches them
 //! 7. `guard`, what all guards of locks give; `prim`, the atomics underneath: core's, interruptible ones on the host, or a model
 //!    checker's
@@ -26,6 +27,7 @@ pub mod fast_mutex;
 mod guard;
 pub mod handoff;
 pub mod idle_set;
+pub mod in_flight;
 pub mod interrupt_lock;
 pub mod ipi;
 pub mod irql;

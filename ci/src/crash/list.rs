@@ -11,6 +11,7 @@ const NOT_GREATER: Code = (0x09, "IRQL_NOT_GREATER_OR_EQUAL");
 const NOT_LESS: Code = (0x0A, "IRQL_NOT_LESS_OR_EQUAL");
 const OWNED: Code = (0x0F, "SPIN_LOCK_ALREADY_OWNED");
 const NOT_OWNED: Code = (0x10, "SPIN_LOCK_NOT_OWNED");
+const IN_PAGE: Code = (0x7A, "KERNEL_DATA_INPAGE_ERROR");
 const POOL_HEADER: Code = (0x19, "BAD_POOL_HEADER");
 const MEMORY: Code = (0x1A, "MEMORY_MANAGEMENT");
 const EXCEPTION: Code = (0x1E, "KMODE_EXCEPTION_NOT_HANDLED");
@@ -129,6 +130,8 @@ pub(super) const CRASHES: &[Crash] = &[
         .with(&["trim"]),
     crash("paged_uninterruptible", 2, NOT_LESS, [Paged(8), Is(0xFF), Is(0), In("misuse_paged")]),
     crash("paged_use_after_free", 2, FAULT, [Paged(8), Is(0), In("misuse_paged"), Is(0)]),
+    // What the store says.
+    crash("paged_unreadable", 2, IN_PAGE, [Any, Is(0xC000_0001), Is(0), Paged(8)]),
     // A fetch; it is nobody's code.
     crash("paged_executed", 2, FAULT, [Paged(8), Is(8), Paged(8), Is(0)]),
     crash("paged_wrong_tag", 2, POOL_CALLER, [Is(0xA), Paged(0), Is(MINE), Is(OTHER)]),

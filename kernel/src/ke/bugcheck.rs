@@ -67,6 +67,8 @@ stop_codes! {
     PfnListCorrupt = 0x4E, "PFN_LIST_CORRUPT";
     /// A fault on an address that is never paged: address, 0 read / 1 write / 8 execute, RIP.
     PageFaultInNonpagedArea = 0x50, "PAGE_FAULT_IN_NONPAGED_AREA";
+    /// A page could not be read in: its slot, NTSTATUS, 0, the address.
+    KernelDataInpageError = 0x7A, "KERNEL_DATA_INPAGE_ERROR";
     /// An exception in a system thread.
     SystemThreadExceptionNotHandled = 0x7E, "SYSTEM_THREAD_EXCEPTION_NOT_HANDLED";
     /// A trap that has no handler by design: vector (8: double fault, so a stack overflow).

@@ -1,11 +1,12 @@
 //! The free memory of the machine: what is free, zeroed, still good, or promised.
 //!
 //! Owns:       [`Frames`]: everything that the PFN lock protects. Not: how free pages are found (frames/blocks.rs), shares and
-//!             references (frames/sharing.rs), the processors' caches in front of it (pages.rs).
+//!             references (frames/sharing.rs), slots of a backing store (frames/store.rs), the processors' caches in front (pages.rs).
 //! IRQL:       whatever the lock is held at; no state of its own.
 //! Invariants: I1 free and zeroed pages together are at least as many as are promised.
 //! Promises:   a page that will be asked for by somebody who can't take no for an answer (a page fault) is promised when its
 //!             address is handed out. Other requests leave as many as are promised.
+//! Running out: standby pages become free one by one, the oldest first, as many as are needed; all of them where pages must lie in a row.
 //! Tests:      tests/props/tests/mm_pages.rs against a list of pages; `verify` checks I1.
 
 pub use blocks::{ANYWHERE, CHUNK, ORDERS};
@@ -16,6 +17,7 @@ use super::pfn::{CACHED, Memory, NOT_HEAD, PageNumber, State};
 use super::pressure::Pressure;
 use super::ranges::{PageRange, Ranges};
 use crate::ke::bugcheck::StopCode;
+pub use store::{Left, Slots};
 
 /// See the module.
 pub struct Frames {
@@ -26,6 +28,7 @@ pub struct Frames {
     modified: List,
     bad: u32,
     promised: u32,
+    store: Option<store::Store>,
     /// Pages that there are at all.
     total: u32,
     pressure: Pressure,
@@ -61,6 +64,7 @@ impl Frames {
             modified: List::new(),
             bad: 0,
             promised: 0,
+            store: None,
             total: 0,
             pressure: Pressure::new(),
             zeroed_low: 0,
@@ -162,10 +166,15 @@ impl Frames {
 
     /// What `take` finds among the free blocks; if that is nothing, once more with what can be made free.
     fn take_by(&mut self, take: impl Fn(&mut Blocks) -> Option<PageNumber>) -> Option<PageNumber> {
-        match take(&mut self.blocks) {
-            None if self.reclaim() => take(&mut self.blocks),
-            found => found,
+        let mut found = take(&mut self.blocks);
+        if found.is_none() && self.reclaim_zeroed() {
+            found = take(&mut self.blocks);
         }
+        if found.is_none() && self.evict() {
+            while self.evict() {}
+            found = take(&mut self.blocks);
+        }
+        found
     }
 
     /// Free and zeroed pages that nobody was promised.
@@ -175,7 +184,14 @@ impl Frames {
 
     /// Would what is promised still be there, `count` pages taken? Standby pages are given up for it.
     fn leaves(&mut self, count: u32) -> bool {
-        self.spare() >= count || (self.standby.count() > 0 && self.reclaim() && self.spare() >= count)
+        self.spare() >= count || self.make_spare(count)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_spare(&mut self, count: u32) -> bool {
+        let missing = count.saturating_sub(self.spare());
+        missing <= self.standby.count() && (0..missing).all(|_| self.evict())
     }
 
     /// Keeps `count` pages for as many calls of [`keep_promise`](Self::keep_promise). Says whether there are so many.
@@ -209,13 +225,20 @@ impl Frames {
             self.memory.entry(page).activate();
             return (page, true);
         }
-        match self.blocks.take(0, below(ANYWHERE)) {
-            Some(page) => {
-                self.activate(page, 1);
-                (page, false)
-            }
+        match self.take_any() {
+            Some(found) => found,
             None => self.broken_promise(1),
         }
+    }
+
+    /// A page that is free or zeroed, in use from now on, and whether it is zero.
+    fn take_any(&mut self) -> Option<(PageNumber, bool)> {
+        let (page, is_zero) = match self.blocks.take(0, below(ANYWHERE)) {
+            Some(page) => (page, false),
+            None => (self.zeroed.pop_front(self.memory)?, true),
+        };
+        self.activate(page, 1);
+        Some((page, is_zero))
     }
 
     #[cold]
@@ -255,15 +278,15 @@ impl Frames {
     pub fn take_for_cache(&mut self, out: &mut [u32]) -> usize {
         let mut filled = 0;
         if !self.leaves(out.len() as u32) {
-            let spare = self.spare() as usize;
-            return if spare == 0 { 0 } else { self.take_for_cache(&mut out[..spare]) };
+            let most = (self.spare() + self.standby.count()) as usize;
+            return if most == 0 { 0 } else { self.take_for_cache(&mut out[..most]) };
         }
         while filled < out.len() {
             // The smallest block there is, so that odd ends are used first, but several pages of it: neighbours stay together.
             let most = (out.len() - filled).ilog2() as u8;
             let block = self.blocks.take_between(0, most.min(CHUNK_ORDER), below(ANYWHERE));
             let Some((page, order)) = block else {
-                if self.reclaim() {
+                if self.reclaim_zeroed() || self.evict() {
                     continue;
                 }
                 break;
@@ -342,12 +365,10 @@ impl Frames {
         }
     }
 
-    /// Makes zeroed and standby pages free, so that they merge. Says whether there were any.
-    fn reclaim(&mut self) -> bool {
+    /// Makes zeroed pages free, so that they merge. Says whether there were any.
+    fn reclaim_zeroed(&mut self) -> bool {
         let mut any = false;
-        while let Some(page) =
-            self.zeroed.pop_front(self.memory).or_else(|| self.standby.pop_front(self.memory))
-        {
+        while let Some(page) = self.zeroed.pop_front(self.memory) {
             self.memory.entry(page).set(State::Free, CACHED);
             self.give(page);
             any = true;
@@ -364,4 +385,5 @@ impl Default for Frames {
 
 mod blocks;
 mod sharing;
+mod store;
 mod verify;

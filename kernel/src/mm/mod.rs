@@ -7,7 +7,8 @@
 //! `system_pte` maps and unmaps after bring-up, by [`tables`] (page tables, typed) and [`slots`] (addresses); `shootdown` makes
 //! processors forget translations that ended. [`mdl`] describes buffers by their pages, which `mdl_pages` locks and maps;
 //! `io_space` maps devices for drivers, `contiguous` is memory for them.
-//! `paged` is paged pool: memory that is made when it is touched; `executable` is pool that is written or run. [`process`] is user
+//! `paged` is paged pool: memory that is made when it is touched, [`paging`] the steps by which its pages leave and come back, `pager`
+//! who takes them, to a backing store; `executable` is pool that is written or run. [`process`] is user
 //! mode's memory, whose addresses [`vad`] hands out; `user` reaches it. [`fault`] says what a page fault means, `resolve` acts on it.
 //! [`pool`] is what the rest of the kernel allocates from.
 //!
@@ -34,7 +35,10 @@ pub mod mdl;
 pub mod mdl_pages;
 #[cfg(target_os = "none")]
 pub mod paged;
+#[cfg(target_os = "none")]
+pub mod pager;
 pub mod pages;
+pub mod paging;
 pub mod pfn;
 #[cfg(target_os = "none")]
 pub mod physical;

@@ -3,12 +3,15 @@
 //! ```text
 //!  allocate  pages promised, addresses taken           nothing is mapped
 //!  touch     #PF ─► resolve: a promised page, zeroed, mapped
-//!  trim      present ─► transition, all processors forget it     the page and its content stay
+//!  trim      present ─► hidden, all processors forget it         the page and its content stay
 //!  touch     #PF ─► resolve: present again
+//!  pager     present ─► in transition ─► out                     to a backing store, if there is one: mm/paging.rs has the steps
+//!  touch     #PF ─► resolve: taken back, or read in, by one for all who need it
 //!  free      unmapped, forgotten, given back; what was never touched is no longer promised
 //! ```
 //!
-//! Owns:       the pool, its page-table entries, the pages behind them. Not: who has which addresses (pool/paged.rs).
+//! Owns:       the pool, its page-table entries, the pages behind them. Not: who has which addresses (pool/paged.rs), which pages go
+//!             where and when (pager.rs).
 //! IRQL:       at or below APC, which the tokens say; a touch at DISPATCH is bugcheck 0x0A, if the page isn't there. [`trim`] takes
 //!             the pages away so that it isn't: the checked build's `trim` on the command line does that at each raise to DISPATCH.
 //! Locks:      the pool's, then `SpaceLock`, under which pages are made and ended, then the page manager's.
@@ -16,9 +19,9 @@
 //!                after they ceased to be handed out: no page is made behind an end.
 //!             I2 what is made was promised, so it can't fail: two processors that touch one page make one.
 //!             I3 tables are there for every chunk that the pool has grown to.
-//! Not as NT:  nothing is written to a backing store, as there is none: what is trimmed keeps its page, as NT's standby pages do. So
-//!             all of paged pool is promised in memory.
-//! Tests:      selftest `memory_paged::*`; crash `paged_*`; mutants `mm/paged_*`, `mm/demand_zero_*`.
+//!             I4 what is out needs no promise: it is read in when there is memory, which is waited for.
+//! Not as NT:  what was never touched is promised in memory, never in the store.
+//! Tests:      selftest `memory_paged::*`, `memory_pager::*`; crash `paged_*`; mutants `mm/paged_*`, `mm/demand_zero_*`.
 //! Sources:    WDK, `ExAllocatePool2`, "Writing Pageable Code", "Driver Verifier", force IRQL checking.
 
 use core::ops::{Deref, DerefMut};
@@ -28,19 +31,24 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::paging::PAGE;
 use sync::Paged;
-use sync::irql::{Apc, AtOrBelow, Irql, MayBlock, PageCacheAccess, Passive, PoolLock};
+use sync::irql::{Apc, AtOrBelow, Irql, MayBlock, PageCacheAccess, Passive, PoolLock, SpaceLock};
 
 use super::frames::CHUNK;
 use super::layout::{PAGED_POOL, PAGED_POOL_ENTRIES};
 use super::pages::Page;
+use super::paging::{self, Ended};
 use super::pfn::{Memory, PAGE_SIZE, PageNumber, Pfn};
 use super::pool::paged::{Backing, PagedPool};
 use super::pool::sites::Live;
 use super::pool::{Statistics, Tag};
 use super::resolve::Resolution;
-use super::tables::{Access, Caching, Found, Leaf};
-use super::{Exhausted, physical, shootdown, system_pte};
+use super::tables::{Access, Caching, Found, Leaf, Tables};
+use super::{Exhausted, pager, physical, shootdown, system_pte};
 use crate::ke::bugcheck::{StopCode, bugcheck};
+
+use moves::Missing;
+
+pub(super) mod moves;
 
 /// As for nonpaged pool.
 const SITES: usize = if cfg!(feature = "verifier") { 512 } else { 0 };
@@ -59,7 +67,7 @@ static POOL: PagedPool<SITES, Kernel> =
         PagedPool::new(Kernel, Memory::new(PAGED_POOL as *mut u8, PAGED_POOL_ENTRIES as *const Pfn))
     };
 
-/// Pages that are present or in transition.
+/// Pages that are present or hidden.
 static RESIDENT: AtomicU32 = AtomicU32::new(0);
 /// Pages that are present, by chunk: what a trim would find. Written under `SpaceLock`.
 static PRESENT: [AtomicU32; WORDS * 64] = [const { AtomicU32::new(0) }; WORDS * 64];
@@ -75,11 +83,16 @@ fn count_present(page: u32, is: bool) {
     ALL_PRESENT.store(ALL_PRESENT.load(Ordering::Relaxed).wrapping_add(by), Ordering::Release);
 }
 
+/// More pages are present or hidden; fewer, modulo 2³².
+fn count_resident(more: u32) {
+    RESIDENT.fetch_add(more, Ordering::Relaxed);
+}
+
 /// This machine behind the pool.
 struct Kernel;
 
 /// Where a page of the pool lies.
-fn address_of(page: u32) -> u64 {
+pub(super) fn address_of(page: u32) -> u64 {
     PAGED_POOL + u64::from(page) * PAGE
 }
 
@@ -88,9 +101,25 @@ fn page_of(address: u64) -> u32 {
     ((address - PAGED_POOL) / PAGE) as u32
 }
 
-fn free_page(physical: u64, at: &mut Irql<Apc>) {
+/// A page whose address has ended, and whether the writer has it, too.
+type Gone = (PageNumber, bool);
+
+fn free_page((page, being_written): Gone, at: &mut Irql<Apc>) {
     // SAFETY: a page that this file mapped, and mapped nowhere any more.
-    physical::free(unsafe { Page::from_number(PageNumber::new((physical / PAGE) as u32)) }, at);
+    let page = unsafe { Page::from_number(page) };
+    if being_written { physical::discard(page, at) } else { physical::free(page, at) }
+}
+
+/// Ends an address of the pool. Most pages have no slot: nobody but the leaf leads to them, so the PFN lock isn't needed.
+fn end_address(address: u64, tables: &mut Tables, at: &mut Irql<SpaceLock>) -> Ended {
+    if let Found::Present(physical) | Found::Hidden(physical) = tables.state(address) {
+        // SAFETY: this file maps pages of the page manager alone.
+        let page = unsafe { PageNumber::new((physical / PAGE) as u32) };
+        if physical::manager().memory().entry(page).slot().is_none() {
+            return Ended::Page { page, was: tables.clear(address), being_written: false };
+        }
+    }
+    moves::with_frames(tables, at, |tables, frames| paging::end(tables, frames, address))
 }
 
 impl Backing for Kernel {
@@ -113,7 +142,7 @@ impl Backing for Kernel {
     }
 
     fn promise(&self, count: u32, at: &mut Irql<Apc>) -> Result<(), Exhausted> {
-        physical::manager().promise(count, &mut at.raise::<PageCacheAccess>())
+        moves::promise(count, at)
     }
 
     fn unpromise(&self, count: u32, at: &mut Irql<Apc>) {
@@ -122,18 +151,23 @@ impl Backing for Kernel {
 
     fn end(&self, first: u32, count: u32, at: &mut Irql<Apc>) {
         let (mut next, end) = (first, first + count);
-        let mut resident = 0;
+        let (mut made, mut resident) = (0, 0);
         while next < end {
-            let mut pages = [0; BATCH];
+            let mut pages: [Option<Gone>; BATCH] = [None; BATCH];
             let mut found = 0;
             let from = next;
-            system_pte::with_tables(at, |tables, _| {
+            system_pte::with_tables(at, |tables, source| {
                 while next < end && found < BATCH {
-                    if let Some((physical, was)) = tables.clear(address_of(next)) {
-                        pages[found] = physical;
-                        found += 1;
-                        if was == Found::Present {
-                            count_present(next, false);
+                    match end_address(address_of(next), tables, source.at) {
+                        Ended::Nothing => {}
+                        Ended::Done => made += 1,
+                        Ended::Page { page, was, being_written } => {
+                            pages[found] = Some((page, being_written));
+                            found += 1;
+                            resident += u32::from(!matches!(was, Found::Transition(_)));
+                            if matches!(was, Found::Present(_)) {
+                                count_present(next, false);
+                            }
                         }
                     }
                     next += 1;
@@ -141,12 +175,12 @@ impl Backing for Kernel {
             });
             if found > 0 {
                 shootdown::flush_run(address_of(from), next - from, at);
-                pages[..found].iter().for_each(|&physical| free_page(physical, at));
+                pages.into_iter().flatten().for_each(|gone| free_page(gone, at));
             }
-            resident += found as u32;
+            made += found as u32;
         }
-        RESIDENT.fetch_sub(resident, Ordering::Relaxed);
-        physical::manager().unpromise(count - resident, &mut at.raise::<PageCacheAccess>());
+        count_resident(resident.wrapping_neg());
+        physical::manager().unpromise(count - made, &mut at.raise::<PageCacheAccess>());
     }
 }
 
@@ -167,42 +201,95 @@ pub(crate) fn start(at: &mut Irql<Passive>) -> Result<(), Exhausted> {
 /// A fault of a touch that may be resolved: makes the page, or has it back.
 pub(super) fn resolve(address: u64, at: &mut Irql<Apc>) -> Resolution {
     #[cfg(feature = "verifier")]
-    return trimming::resolving(at, |at| reveal_or_make(address, at));
+    return trimming::resolving(at, |at| bring(address, at));
     #[cfg(not(feature = "verifier"))]
-    reveal_or_make(address, at)
+    bring(address, at)
 }
 
-fn reveal_or_make(address: u64, at: &mut Irql<Apc>) -> Resolution {
+/// What a touch needs next.
+enum Step {
+    Done(Resolution),
+    /// Somebody reads the page in.
+    Wait,
+    /// It is in this slot.
+    Read(u32),
+}
+
+fn bring(address: u64, at: &mut Irql<Apc>) -> Resolution {
+    match reveal_or_make(address, at) {
+        Step::Done(resolution) => resolution,
+        step => bring_in(address, step, at),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn bring_in(address: u64, mut step: Step, at: &mut Irql<Apc>) -> Resolution {
     let page = address / PAGE * PAGE;
-    let resolved = system_pte::with_tables(at, |tables, source| {
+    loop {
+        match step {
+            Step::Done(resolution) => return resolution,
+            Step::Wait => moves::wait(page, at),
+            Step::Read(slot) => match moves::read(page, slot, at) {
+                Ok(()) => {}
+                Err(Missing::Memory) => pager::wait_for_room(at),
+                Err(Missing::Content(status)) => {
+                    bugcheck(StopCode::KernelDataInpageError, [slot.into(), status.0.into(), 0, address])
+                }
+            },
+        }
+        step = reveal_or_make(address, at);
+    }
+}
+
+fn reveal_or_make(address: u64, at: &mut Irql<Apc>) -> Step {
+    let page = address / PAGE * PAGE;
+    let step = system_pte::with_tables(at, |tables, source| {
         // Asked under the lock (I1).
         if !POOL.is_allocated(address as usize) {
-            return Resolution::Fatal;
+            return Step::Done(Resolution::Fatal);
         }
         match tables.reveal(page) {
-            // Another processor made it meanwhile.
-            Found::Present => return Resolution::Resolved,
-            Found::Transition => {
-                count_present(page_of(page), true);
-                return Resolution::Resolved;
-            }
             Found::Nothing => {}
+            found => return revealed(page, found, tables, source.at),
         }
         let made = physical::manager().keep_promise(&mut source.at.raise::<PageCacheAccess>()).into_number();
         // SAFETY: an address of the pool, whose block's owner touches it; the page is fresh.
         let mapped = unsafe { tables.map(page, made.physical(), LEAF, &mut || Err(Exhausted)) };
         // No table is missing (I3).
         if mapped.is_err() {
-            return Resolution::Fatal;
+            return Step::Done(Resolution::Fatal);
         }
-        RESIDENT.fetch_add(1, Ordering::Relaxed);
+        count_resident(1);
         count_present(page_of(page), true);
-        Resolution::Resolved
+        Step::Done(Resolution::Resolved)
     });
-    resolved.unwrap_or(Resolution::Fatal)
+    step.unwrap_or(Step::Done(Resolution::Fatal))
 }
 
-/// Puts every page that is present into transition: the next touch faults, which below DISPATCH costs no more than time.
+/// What is to be done where the touched address had something.
+#[cold]
+#[inline(never)]
+fn revealed(page: u64, found: Found, tables: &mut Tables, at: &mut Irql<SpaceLock>) -> Step {
+    let found = match found {
+        Found::Transition(_) => moves::take_back(page, tables, at),
+        found => found,
+    };
+    match found {
+        Found::Hidden(_) => {
+            count_present(page_of(page), true);
+            Step::Done(Resolution::Resolved)
+        }
+        // Another processor made it meanwhile; or it was in transition.
+        Found::Present(_) | Found::Transition(_) => Step::Done(Resolution::Resolved),
+        Found::Arriving(_) => Step::Wait,
+        Found::Out(slot) => Step::Read(slot),
+        // Nothing of it is left: to be made after all.
+        Found::Nothing => Step::Wait,
+    }
+}
+
+/// Hides every page that is present: the next touch faults, which below DISPATCH costs no more than time.
 pub fn trim<L: MayBlock + AtOrBelow<Apc>>(at: &mut Irql<L>) {
     let at = &mut at.raise::<Apc>();
     #[cfg(feature = "verifier")]
@@ -274,7 +361,7 @@ pub unsafe fn free<L: MayBlock + AtOrBelow<Apc>>(block: NonNull<u8>, tag: Tag, a
 pub struct Usage {
     /// Pages of addresses that are handed out.
     pub addresses: u32,
-    /// Pages of memory behind them.
+    /// Pages of memory behind them, but for those that are on their way to the backing store.
     pub resident: u32,
     /// Chunks of 2 MiB that it has grown to. Entries and tables of these stay.
     pub chunks: u32,

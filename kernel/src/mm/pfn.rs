@@ -27,7 +27,7 @@ pub const PAGE_SIZE: usize = 4096;
 /// Transition ─► Free      the last reference, and nobody wants the content
 /// Transition ─► Standby, Modified   the last reference
 /// Standby, Modified, Transition ─► Active   mapped again before it was reused
-/// Modified ─► Standby     written out
+/// Modified ─► Transition  being written out, by the writer's reference; from there to Standby
 /// Standby ─► Free         reused
 /// Active ─► Bad           retired for good
 /// ```
@@ -93,13 +93,14 @@ pub struct Pfn {
     pub(super) next: AtomicU32,
     pub(super) previous: AtomicU32,
     /// Bits 0–7 [`State`], 8–15 the order of the free block that it heads, 16–23 [`Use`], 24 written since its content was saved,
-    /// 25 its content is not wanted (Transition).
+    /// 25 its content is not wanted (Transition), 26 one of its references is the writer's, 27 a leaf in transition leads to it, 28 it has a slot.
     status: AtomicU32,
-    /// The owner's: the pool keeps a tag or a size class here.
+    /// The owner's: the pool keeps a tag or a size class here. Of a page of pageable memory, its slot in the backing store.
     pub(super) tag: AtomicU32,
     /// References and shares: a protocol of its own, as a page is freed without the PFN lock.
     pub(super) counts: PageCounts,
-    /// The owner's: the pool keeps a size or a free list here, an address space where the page is mapped.
+    /// The owner's: the pool keeps a size or a free list here, an address space where the page is mapped. Of a page that a leaf in
+    /// transition leads to, that leaf's physical address.
     pub(super) owner: AtomicU64,
 }
 
@@ -110,6 +111,18 @@ const DIRTY: u32 = 1 << 24;
 
 /// In `status`: the last reference frees the page.
 const UNWANTED: u32 = 1 << 25;
+
+/// In `status`: a reference is the writer's.
+const BEING_WRITTEN: u32 = 1 << 26;
+
+/// In `status`: a leaf in transition leads to it.
+const KEPT_FOR_LEAF: u32 = 1 << 27;
+
+/// In `status`: `tag` is its slot in the backing store.
+const HAS_SLOT: u32 = 1 << 28;
+
+/// What outlives a change of the state.
+const KEPT: u32 = DIRTY | UNWANTED | BEING_WRITTEN | KEPT_FOR_LEAF | HAS_SLOT;
 
 impl Pfn {
     const fn encode(state: State, order: u8, usage: Use) -> u32 {
@@ -164,6 +177,52 @@ impl Pfn {
     /// It was, in whatever state it is. PFN lock.
     pub(super) fn set_dirty(&self) {
         self.status.store(self.status.load(Relaxed) | DIRTY, Relaxed);
+    }
+
+    /// Content is saved, or about to be. PFN lock.
+    pub(super) fn set_clean(&self) {
+        self.status.store(self.status.load(Relaxed) & !DIRTY, Relaxed);
+    }
+
+    /// Another state, with what is known of the content. PFN lock.
+    pub(super) fn change_state(&self, state: State) {
+        let kept = self.status.load(Relaxed) & KEPT;
+        self.status.store(Self::encode(state, NOT_HEAD, Use::Page) | kept, Relaxed);
+    }
+
+    /// Is one of its references the writer's?
+    pub(super) fn is_being_written(&self) -> bool {
+        self.status.load(Relaxed) & BEING_WRITTEN != 0
+    }
+
+    /// PFN lock.
+    pub(super) fn set_being_written(&self, is: bool) {
+        let others = self.status.load(Relaxed) & !BEING_WRITTEN;
+        self.status.store(others | if is { BEING_WRITTEN } else { 0 }, Relaxed);
+    }
+
+    /// The physical address of the leaf in transition that leads to it.
+    pub(super) fn leaf(&self) -> Option<u64> {
+        (self.status.load(Relaxed) & KEPT_FOR_LEAF != 0).then(|| self.owner.load(Relaxed))
+    }
+
+    /// PFN lock.
+    pub(super) fn set_leaf(&self, leaf: Option<u64>) {
+        let others = self.status.load(Relaxed) & !KEPT_FOR_LEAF;
+        self.status.store(others | if leaf.is_some() { KEPT_FOR_LEAF } else { 0 }, Relaxed);
+        self.owner.store(leaf.unwrap_or(0), Relaxed);
+    }
+
+    /// The slot of a page of pageable memory; nothing until one was given.
+    pub(super) fn slot(&self) -> Option<u32> {
+        (self.status.load(Relaxed) & HAS_SLOT != 0).then(|| self.tag.load(Relaxed))
+    }
+
+    /// PFN lock.
+    pub(super) fn set_slot(&self, slot: Option<u32>) {
+        let others = self.status.load(Relaxed) & !HAS_SLOT;
+        self.status.store(others | if slot.is_some() { HAS_SLOT } else { 0 }, Relaxed);
+        self.tag.store(slot.unwrap_or(0), Relaxed);
     }
 
     /// Does the last reference free the page?
@@ -318,6 +377,12 @@ impl Memory {
             return core::ptr::with_exposed_provenance_mut(address);
         }
         self.direct.wrapping_add(address.wrapping_sub(self.direct.addr()))
+    }
+
+    /// The physical address of what lies in a page at `address`.
+    #[inline]
+    pub(super) fn physical_of(&self, address: *const u8) -> u64 {
+        address.addr().wrapping_sub(self.direct.addr()) as u64
     }
 
     /// Where physical address `address` of a page is mapped.

@@ -7,7 +7,6 @@
 use arch::paging::{Flags, OutOfPages, PAGE, Pages, hhdm};
 use sync::irql::{Below, Dispatch, Irql, PageCacheAccess, Passive, PfnLock};
 
-use super::Exhausted;
 use super::early::EarlyPages;
 use super::frames::{CHUNK, Counts, Frames, ORDERS};
 use super::layout::PFN_DATABASE;
@@ -16,7 +15,7 @@ use super::pfn::{Memory, PageNumber, Pfn};
 use super::pressure::Conditions;
 use super::ranges::{PageRange, Ranges};
 use super::space::KernelSpace;
-use super::zeroing;
+use super::{Exhausted, pager, zeroing};
 use crate::boot::limine::{Entry, EntryType};
 use crate::ke::dpc::Dpc;
 use crate::ke::event::{Event, EventKind};
@@ -51,6 +50,9 @@ fn tell(_: &'static Dpc, at: &mut Irql<Dispatch>, _: [usize; 2]) {
     }
     if counts.zeroed < zeroing::LOW {
         zeroing::wake(at);
+    }
+    if conditions.low {
+        pager::wake(at);
     }
 }
 

@@ -7,11 +7,25 @@
 //!             page manager, which maps nothing.
 //! Invariants: I1 a table is never given back or moved while its address space is in use: other processors walk it.
 //!             I2 an entry goes from empty to its final value in one store, and back to zero in one.
-//!             I3 a leaf is one of: zero; present; in transition, which is what it was with the present bit moved to bit 9. The page of
-//!                the last is still there: the next touch faults, and [`Tables::reveal`] is all that it takes.
-//! Tests:      tests/props/tests/mm_space.rs.
+//!             I3 a leaf is one of the forms of [`Found`]. Only a present one is changed by the processor, which sets DIRTY.
+//!             I4 a leaf in transition changes under the PFN lock, which alone keeps its page there; every other one under that of
+//!                the tables.
+//!
+//! ```text
+//!  bit 0 PRESENT   11 10 9
+//!  1               what the page is used for (TOGGLE)
+//!  0                0  0 0   nothing: the entry is zero
+//!  0                0  0 1   hidden: the page is this leaf's, the next touch has it back       │ the other bits are
+//!  0                1  0 1   the same, and a trim is about to put it into transition           │ those it had when it
+//!  0                0  1 0   in transition: the page is on a list, or being written            │ was present
+//!  0                0  1 1   arriving: somebody reads it in                                    │
+//!  0                1  0 0   out: the number is that of a slot of the backing store
+//! ```
+//!
+//! Tests:      tests/props/tests/mm_space.rs, mm_paging.rs.
 //! Sources:    SDM vol. 3, "4-Level Paging", "Page Attribute Table".
 
+use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Exhausted;
@@ -22,9 +36,15 @@ use super::bits::{
 use super::pfn::{Memory, PAGE_SIZE, PageNumber};
 use crate::ke::bugcheck::StopCode;
 
-/// In a leaf that is not present: its page is still there (I3). Bits 9 to 11 are software's.
-const TRANSITION: u64 = 1 << 9;
-/// In a leaf of 4 KiB: it goes between writable and executable, one of which it is.
+/// In a leaf that is not present. Bits 9 to 11 are software's; see the module.
+const HIDDEN: u64 = 1 << 9;
+const TRANSITION: u64 = 1 << 10;
+const ARRIVING: u64 = HIDDEN | TRANSITION;
+const OUT: u64 = 1 << 11;
+/// Beside HIDDEN.
+const TRIMMING: u64 = 1 << 11;
+const FORMS: u64 = HIDDEN | TRANSITION | OUT;
+/// In a present leaf of 4 KiB: it goes between writable and executable, one of which it is.
 const TOGGLE: u64 = 1 << 10;
 
 /// What a present leaf that is toggled becomes, to be executed or else to be written: itself, if it is so already. `None`: it is none.
@@ -98,15 +118,59 @@ impl Leaf {
     }
 }
 
-/// What a leaf holds (I3).
+/// What a leaf holds (I3); of a page, its physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// No page.
     Nothing,
     /// A page that can be reached.
-    Present,
-    /// One that is still there, and can't.
-    Transition,
+    Present(u64),
+    /// One that is this leaf's, and can't.
+    Hidden(u64),
+    /// One that is kept for this leaf as long as nobody needs the memory.
+    Transition(u64),
+    /// One whose content somebody reads in.
+    Arriving(u64),
+    /// No page: the content is in this slot of the backing store.
+    Out(u32),
+}
+
+impl Found {
+    fn of(address: u64, entry: u64) -> Self {
+        let physical = entry & ADDRESS;
+        match (entry & PRESENT != 0, entry & FORMS) {
+            (true, _) => Self::Present(physical),
+            (_, HIDDEN) => Self::Hidden(physical),
+            (_, TRANSITION) => Self::Transition(physical),
+            (_, ARRIVING) => Self::Arriving(physical),
+            (_, OUT) => Self::Out((physical / PAGE_SIZE as u64) as u32),
+            _ if entry == 0 => Self::Nothing,
+            _ if entry & FORMS == HIDDEN | TRIMMING => Self::Hidden(physical),
+            _ => contradiction(address, entry, 0),
+        }
+    }
+}
+
+const fn out(slot: u32) -> u64 {
+    (slot as u64 * PAGE_SIZE as u64) | OUT
+}
+
+/// A leaf whose page leaves for slot `slot` of the backing store: under the PFN lock (I4).
+pub(super) fn send_out(memory: Memory, place: u64, slot: u32) {
+    // SAFETY: a leaf of tables in memory, which are never given back while a page is in transition (I1).
+    let leaf = unsafe { &*memory.physical(place).cast::<AtomicU64>() };
+    leaf.store(out(slot), Ordering::Release);
+}
+
+/// A page that is about to be put into transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Its physical address.
+    pub page: u64,
+    /// Was it written since its leaf was made?
+    pub dirty: bool,
+    /// The leaf's physical address.
+    pub place: u64,
 }
 
 /// The page tables under one root.
@@ -172,35 +236,135 @@ impl Tables {
         Ok(entry)
     }
 
-    /// Puts the page at `address` into transition, if there is one: from now on it is not reached, once processors have forgotten
-    /// the translation. Says whether there was one.
+    /// Hides the page at `address`, if there is one: from now on it is not reached, once processors have forgotten the translation.
+    /// Says whether there was one.
     pub fn hide(&mut self, address: u64) -> bool {
-        let Some(entry) = self.leaf(address) else { return false };
-        let value = entry.load(Ordering::Relaxed);
-        entry.store(value & !PRESENT | TRANSITION, Ordering::Release);
-        true
+        self.hide_as(address, HIDDEN)
     }
 
-    /// Has the page at `address` back if it is in transition, and says what was there. No processor can have cached that none was.
+    /// The same, as the first step of putting it into transition; it may be hidden already. Whoever touches it before the last step has
+    /// it back. Says what was there, if it was marked now.
+    pub fn begin_trim(&mut self, address: u64) -> Found {
+        let found = self.state(address);
+        match found {
+            Found::Present(_) if self.hide_as(address, HIDDEN | TRIMMING) => found,
+            Found::Hidden(_) if self.trimmed(address).is_none() => {
+                self.change(address, HIDDEN, HIDDEN | TRIMMING);
+                found
+            }
+            // Nothing that could leave, or marked already.
+            _ => Found::Nothing,
+        }
+    }
+
+    fn hide_as(&mut self, address: u64, form: u64) -> bool {
+        let Some(entry) = self.leaf(address) else { return false };
+        // In one exchange, as a processor may be setting DIRTY. Those that have it cached as dirty have set it.
+        let hide = |value: u64| Some(value & !(PRESENT | FORMS) | form);
+        entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, hide).is_ok()
+    }
+
+    /// The page at `address`, if nobody has had it back since its trim began.
+    pub fn trimmed(&self, address: u64) -> Option<Trimmed> {
+        let entry = self.slot(address)?;
+        let value = entry.load(Ordering::Relaxed);
+        let place = self.memory.physical_of(ptr::from_ref(entry).cast());
+        (value & (PRESENT | FORMS) == HIDDEN | TRIMMING).then_some(Trimmed {
+            page: value & ADDRESS,
+            dirty: value & DIRTY != 0,
+            place,
+        })
+    }
+
+    /// The last step of a trim: the page at `address` is hidden, and from now on in transition. Under the PFN lock, too.
+    pub fn end_trim(&mut self, address: u64) {
+        self.change(address, HIDDEN | TRIMMING, TRANSITION);
+    }
+
+    /// A trim that is not to be: the page stays hidden.
+    pub fn give_up_trim(&mut self, address: u64) {
+        self.change(address, HIDDEN | TRIMMING, HIDDEN);
+    }
+
+    /// Has the page at `address` back if it is hidden, and says what was there. No processor can have cached that none was.
     pub fn reveal(&mut self, address: u64) -> Found {
         let Some(entry) = self.slot(address) else { return Found::Nothing };
-        let value = entry.load(Ordering::Relaxed);
-        if value & PRESENT != 0 {
-            return Found::Present;
+        match entry.load(Ordering::Relaxed) {
+            // As is usual for a fault: the rest is kept off its way.
+            0 => Found::Nothing,
+            value => Self::reveal_page(entry, address, value),
         }
-        if value & TRANSITION == 0 {
-            return Found::Nothing;
-        }
-        entry.store(value & !TRANSITION | PRESENT, Ordering::Release);
-        Found::Transition
     }
 
-    /// Empties the leaf of `address`, and says which page was there, and whether it was present or in transition. Processors may still
-    /// have it cached.
-    pub fn clear(&mut self, address: u64) -> Option<(u64, Found)> {
-        let entry = self.slot(address).filter(|entry| entry.load(Ordering::Relaxed) != 0)?;
-        let old = entry.swap(0, Ordering::AcqRel);
-        Some((old & ADDRESS, if old & PRESENT != 0 { Found::Present } else { Found::Transition }))
+    #[cold]
+    #[inline(never)]
+    fn reveal_page(entry: &AtomicU64, address: u64, value: u64) -> Found {
+        let found = Found::of(address, value);
+        if matches!(found, Found::Hidden(_)) {
+            entry.store(value & !FORMS | PRESENT, Ordering::Release);
+        }
+        found
+    }
+
+    /// The page at `address`, which is in transition or arriving, is there from now on; `dirty`: its content is nowhere else.
+    pub fn restore(&mut self, address: u64, dirty: bool) {
+        let Some(entry) = self.slot(address) else { contradiction(address, 0, TRANSITION) };
+        let value = entry.load(Ordering::Relaxed);
+        if value & PRESENT != 0 || value & TRANSITION == 0 {
+            contradiction(address, value, TRANSITION);
+        }
+        let dirty = if dirty { DIRTY } else { 0 };
+        entry.store(value & !(FORMS | DIRTY) | PRESENT | dirty, Ordering::Release);
+    }
+
+    /// The content of `address`, which is out, is read into the page at physical address `page` from now on.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map), once it is restored.
+    pub unsafe fn begin_arrival(&mut self, address: u64, page: u64, leaf: Leaf) {
+        self.replace_out(address, page & ADDRESS | leaf.bits() & !PRESENT | ARRIVING, OUT);
+    }
+
+    /// It can't be read.
+    pub fn give_up_arrival(&mut self, address: u64, slot: u32) {
+        self.replace_out(address, out(slot), ARRIVING);
+    }
+
+    fn replace_out(&mut self, address: u64, new: u64, was: u64) {
+        let value = self.slot(address).map_or(0, |entry| entry.load(Ordering::Relaxed));
+        match self.slot(address) {
+            Some(entry) if value & (PRESENT | FORMS) == was => entry.store(new, Ordering::Release),
+            _ => contradiction(address, value, new),
+        }
+    }
+
+    /// What is at `address` changes from one of two forms that are not present to another.
+    fn change(&mut self, address: u64, from: u64, to: u64) {
+        match self.slot(address) {
+            Some(entry) if entry.load(Ordering::Relaxed) & (PRESENT | FORMS) == from => {
+                entry.store(entry.load(Ordering::Relaxed) & !FORMS | to, Ordering::Release);
+            }
+            _ => contradiction(address, 0, to),
+        }
+    }
+
+    /// What a processor does when it uses the present leaf of `address`. Says whether the leaf is dirty then: for tests.
+    pub fn touch(&mut self, address: u64, write: bool) -> bool {
+        let dirty = if write { DIRTY } else { 0 };
+        self.leaf(address)
+            .is_some_and(|entry| (entry.fetch_or(ACCESSED | dirty, Ordering::AcqRel) | dirty) & DIRTY != 0)
+    }
+
+    /// What the leaf of `address` holds.
+    pub fn state(&self, address: u64) -> Found {
+        self.slot(address).map_or(Found::Nothing, |entry| Found::of(address, entry.load(Ordering::Relaxed)))
+    }
+
+    /// Empties the leaf of `address`, and says what was there. Processors may still have it cached.
+    pub fn clear(&mut self, address: u64) -> Found {
+        self.slot(address)
+            .filter(|entry| entry.load(Ordering::Relaxed) != 0)
+            .map_or(Found::Nothing, |entry| Found::of(address, entry.swap(0, Ordering::AcqRel)))
     }
 
     /// Makes the tables that `address` takes, so that [`map`](Self::map) will need none.

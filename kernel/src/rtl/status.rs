@@ -58,6 +58,10 @@ statuses! {
     NOT_IMPLEMENTED = 0xC000_0002;
     /// An address that may not be reached in this way.
     ACCESS_VIOLATION = 0xC000_0005;
+    /// There is none.
+    NO_SUCH_DEVICE = 0xC000_000E;
+    /// There is one already.
+    DEVICE_ALREADY_ATTACHED = 0xC000_0038;
     /// No handle of this process.
     INVALID_HANDLE = 0xC000_0008;
     /// An argument is not one of those allowed.

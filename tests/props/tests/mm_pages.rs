@@ -35,7 +35,7 @@ enum Op {
     Unshare(u16, bool),
     Reference(u16),
     Dereference(u16),
-    Clean,
+    Write(bool),
     Within(u32, PageRange),
     Promise(u32),
     Unpromise(u32),
@@ -71,7 +71,7 @@ fn op(random: u64) -> Op {
         34..38 => Op::Unshare(a, b.is_multiple_of(2)),
         38 => Op::Reference(a),
         39..41 => Op::Dereference(a),
-        41 => Op::Clean,
+        41 => Op::Write(a.is_multiple_of(4)),
         42..44 => Op::Promise(if b % 8 == 0 { c % 2000 } else { c % 20 }),
         44 if b % 2 == 0 => {
             let start = BORDER - 3 * CHUNK - 200 + c % (6 * CHUNK);
@@ -107,6 +107,8 @@ struct Model<'a> {
     /// Every page that isn't free or in a cache.
     used: BTreeMap<PageNumber, Is>,
     runs: Vec<(PageNumber, u32)>,
+    /// What is being written, to no slot: one of its references.
+    writing: Option<PageNumber>,
     /// Zeroed and standby pages before the step.
     spare: (u32, u32),
     promised: u32,
@@ -315,6 +317,10 @@ impl Model<'_> {
             Op::Dereference(which) => {
                 let wanted = |is| matches!(is, Is::Active { references, shares, .. } if references > u32::from(shares > 0));
                 if let Some((page, Is::Active { references, shares, dirty })) = self.pick(which, wanted) {
+                    let writers = self.writing == Some(page);
+                    if writers && references == 1 + u32::from(shares > 0) {
+                        return;
+                    }
                     self.frames(|frames| frames.dereference(page));
                     self.settle(page, references - 1, shares, dirty);
                 }
@@ -364,11 +370,23 @@ impl Model<'_> {
                     }
                 }
             }
-            Op::Clean => {
-                if let Some(page) = self.frames(Frames::clean) {
-                    assert_eq!(self.used.insert(page, Is::Standby), Some(Is::Modified));
+            // It takes until the next such step, and doesn't always succeed.
+            Op::Write(fails) => match self.writing.take() {
+                Some(page) => {
+                    self.frames(|frames| frames.end_write(page, None, !fails));
+                    let Some(&Is::Active { references, shares, dirty }) = self.used.get(&page) else {
+                        panic!("{page:?} went while it was written");
+                    };
+                    self.settle(page, references - 1, shares, dirty || fails);
                 }
-            }
+                None => {
+                    self.writing = self.frames(Frames::begin_write).map(|(page, _)| page);
+                    if let Some(page) = self.writing {
+                        let now = Is::Active { references: 1, shares: 0, dirty: false };
+                        assert_eq!(self.used.insert(page, now), Some(Is::Modified));
+                    }
+                }
+            },
         }
     }
 
@@ -423,7 +441,7 @@ proptest! {
     fn pages_are_where_the_list_says(numbers in prop::collection::vec(any::<u64>(), STEPS)) {
         let arena = Arena::new(&RANGES, false);
         let caches = [PageCache::new(), PageCache::new()];
-        let mut model = Model { arena: &arena, caches, used: BTreeMap::new(), runs: Vec::new(), spare: (0, 0), promised: 0 };
+        let mut model = Model { arena: &arena, caches, used: BTreeMap::new(), runs: Vec::new(), writing: None, spare: (0, 0), promised: 0 };
         for (number, &random) in numbers.iter().enumerate() {
             model.step(&op(random));
             if number % 400 == 0 {

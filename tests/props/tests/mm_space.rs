@@ -72,36 +72,35 @@ fn tables(numbers: &[u64]) {
     // SAFETY: the arena's memory, and tables that only this value changes.
     let mut tables = unsafe { Tables::new(arena.manager.memory(), root) };
     let mut mapped: BTreeMap<u64, (u64, Leaf)> = BTreeMap::new();
-    // Mapped before, and in transition.
+    // Mapped before, and hidden.
     let mut hidden: BTreeMap<u64, (u64, Leaf)> = BTreeMap::new();
     let mut refused = 0;
     for &random in numbers {
         let at = address(random >> 8);
         match mapped.get(&at) {
             Some(&before) if random % 3 == 0 => {
-                assert_eq!(tables.reveal(at), Found::Present);
+                assert_eq!(tables.reveal(at), Found::Present(before.0));
                 assert!(tables.hide(at));
                 assert!(!tables.hide(at), "hidden twice");
                 hidden.insert(at, before);
                 mapped.remove(&at);
             }
             Some(&(physical, _)) => {
-                let found =
-                    if random % 3 == 1 { tables.clear(at) } else { Some((tables.unmap(at), Found::Present)) };
-                assert_eq!(found, Some((physical, Found::Present)));
+                let found = if random % 3 == 1 { tables.clear(at) } else { Found::Present(tables.unmap(at)) };
+                assert_eq!(found, Found::Present(physical));
                 mapped.remove(&at);
             }
             None if hidden.contains_key(&at) => {
                 let before = hidden.remove(&at).unwrap();
                 if random % 2 == 0 {
-                    assert_eq!(tables.reveal(at), Found::Transition);
+                    assert_eq!(tables.reveal(at), Found::Hidden(before.0));
                     mapped.insert(at, before);
                 } else {
-                    assert_eq!(tables.clear(at), Some((before.0, Found::Transition)));
+                    assert_eq!(tables.clear(at), Found::Hidden(before.0));
                 }
             }
             None if random % 16 == 0 => {
-                assert_eq!((tables.clear(at), tables.reveal(at)), (None, Found::Nothing));
+                assert_eq!((tables.clear(at), tables.reveal(at)), (Found::Nothing, Found::Nothing));
                 assert!(!tables.hide(at));
                 refused += u32::from(tables.prepare(at, &mut || table()).is_err());
             }

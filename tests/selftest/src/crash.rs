@@ -24,7 +24,7 @@ use sync::{InterruptLock, Once};
 use crate::edu::LEVEL;
 use crate::everywhere;
 use crate::user_pages::{As, START, UserPages};
-use crate::{crash_irql, crash_waits};
+use crate::{crash_irql, crash_waits, memory_pager};
 
 extern crate alloc;
 
@@ -399,6 +399,7 @@ fn misuse_paged(name: &str, at: &mut Irql<Passive>) {
                 arch::cpu::cli();
                 inside.read_volatile();
             }
+            "paged_unreadable" => memory_pager::unreadable(block, inside, at),
             "paged_use_after_free" => {
                 inside.write_volatile(1);
                 paged::free(block, MINE, at);

@@ -57,6 +57,8 @@ mod memory_mdl;
 #[cfg(target_os = "none")]
 mod memory_paged;
 #[cfg(target_os = "none")]
+mod memory_pager;
+#[cfg(target_os = "none")]
 mod memory_pages;
 #[cfg(target_os = "none")]
 mod memory_pool;

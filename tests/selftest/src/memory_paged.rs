@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::paging::{PAGE, translate};
-use kernel::ke::prcb;
+use kernel::ke::{prcb, thread};
 use kernel::mm::frames::Counts;
 use kernel::mm::paged::{self, PagedOwned, Usage};
 use kernel::mm::pool::Tag;
@@ -29,18 +29,20 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_paged::a_box_in_it", boxed),
 ];
 
-const TEST: Tag = Tag::new(b"Pgd ");
+pub(crate) const TEST: Tag = Tag::new(b"Pgd ");
 
 /// All that a test could lose: free memory with what is promised of it, tables and entries, which stay, and the pool's own.
-#[derive(PartialEq, Eq)]
-struct Baseline {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Baseline {
     counts: Counts,
     kept: u32,
     usage: Usage,
 }
 
 impl Baseline {
-    fn take(at: &mut Irql<Passive>) -> Self {
+    pub(crate) fn take(at: &mut Irql<Passive>) -> Self {
+        // Threads that have ended, and their stacks, are kept for the next ones.
+        thread::trim(at);
         everywhere::run(at, |at, _| pool::drain_everything(at));
         paged::drain(at);
         everywhere::run(at, |at, _| physical::drain(at));
@@ -48,7 +50,7 @@ impl Baseline {
     }
 
     /// Now is as then, but for what the pool grew by.
-    fn compare(self, at: &mut Irql<Passive>) -> Result {
+    pub(crate) fn compare(self, at: &mut Irql<Passive>) -> Result {
         let now = Self::take(at);
         let grown = now.kept - self.kept;
         let sum = |counts: &Counts| u64::from(counts.free + counts.zeroed);
@@ -61,19 +63,19 @@ impl Baseline {
     }
 }
 
-fn take(size: usize, at: &mut Irql<Passive>) -> core::result::Result<NonNull<u8>, Verdict> {
+pub(crate) fn take(size: usize, at: &mut Irql<Passive>) -> core::result::Result<NonNull<u8>, Verdict> {
     match paged::allocate(TEST, size, at) {
         Ok(block) => Ok(block.cast()),
         Err(_) => Err(Verdict::Fail("no paged pool", size as u64, 0)),
     }
 }
 
-fn free(block: NonNull<u8>, at: &mut Irql<Passive>) {
+pub(crate) fn free(block: NonNull<u8>, at: &mut Irql<Passive>) {
     // SAFETY: the tests' own.
     unsafe { paged::free(block, TEST, at) };
 }
 
-fn address(block: NonNull<u8>) -> u64 {
+pub(crate) fn address(block: NonNull<u8>) -> u64 {
     block.addr().get() as u64
 }
 
@@ -152,7 +154,7 @@ fn wrong(what: u64, about: u64) {
 static HANDED: [AtomicUsize; 32] = [const { AtomicUsize::new(0) }; 32];
 
 /// The first words of a block: its size, and then a word in each 512 bytes that is a function of its address.
-fn paint(block: NonNull<u8>, size: usize) {
+pub(crate) fn paint(block: NonNull<u8>, size: usize) {
     // SAFETY: a block of that size, at least a word.
     unsafe { block.cast::<usize>().write_volatile(size) };
     for at in (512..size.saturating_sub(8)).step_by(512) {
@@ -161,7 +163,7 @@ fn paint(block: NonNull<u8>, size: usize) {
     }
 }
 
-fn is_painted(block: NonNull<u8>) -> bool {
+pub(crate) fn is_painted(block: NonNull<u8>) -> bool {
     // SAFETY: as above.
     let size = unsafe { block.cast::<usize>().read_volatile() };
     (512..size.saturating_sub(8)).step_by(512).all(|at| {

@@ -17,7 +17,7 @@ use sync::irql::{Dispatch, Irql, Passive};
 use crate::everywhere;
 use crate::held::{free, page};
 use crate::random::Random;
-use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
+use crate::runner::{Result, Test, Verdict, check, equal, need_no_trims, need_processors};
 
 pub(crate) const TESTS: &[Test] = &[
     ("memory_tlb::a_reused_page_is_not_written_by_others", torture),
@@ -243,6 +243,7 @@ fn look(at: &mut Irql<Passive>, number: u32) {
 
 fn idle(at: &mut Irql<Passive>) -> Result {
     need_processors(2)?;
+    need_no_trims()?;
     begin();
     let pages = [page(at)?, page(at)?];
     let (mut mark, mut undisturbed) = (0, 0);

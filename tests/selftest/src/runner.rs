@@ -40,6 +40,12 @@ pub(crate) fn need_processors(least: u32) -> Result {
     if prcb::count() >= least { Ok(()) } else { Err(Verdict::Skip("needs 2 processors")) }
 }
 
+/// Skips the test where paged pool is trimmed at each raise: with flushes that it has to count, or thousands of faults.
+pub(crate) fn need_no_trims() -> Result {
+    let trims = CommandLine::new(facts().info.command_line).has("trim");
+    if trims { Err(Verdict::Skip("needs a boot without `trim`")) } else { Ok(()) }
+}
+
 pub(crate) type Test = (&'static str, fn(&mut Irql<Passive>) -> Result);
 
 const SUITES: &[&[Test]] = &[
@@ -73,6 +79,7 @@ const SUITES: &[&[Test]] = &[
     crate::process_smp::TESTS,
     crate::memory_user::TESTS,
     crate::memory_paged::TESTS,
+    crate::memory_pager::TESTS,
     crate::memory_contiguous::TESTS,
     crate::memory_executable::TESTS,
     crate::memory_pressure::TESTS,

@@ -4,7 +4,7 @@
 //! frees its page without the PFN lock, so the counts change by exchanges (`sync::page_counts`) here as well.
 
 use super::{CHUNK, Frames, PageNumber, State};
-use crate::mm::pfn::{CACHED, NOT_HEAD};
+use crate::mm::pfn::CACHED;
 
 impl Frames {
     /// One more mapping: of a page in use, or of one whose content is still good. Says whether it was the latter.
@@ -14,7 +14,6 @@ impl Frames {
     #[must_use = "a page that came back must not be read in again"]
     pub fn share(&mut self, page: PageNumber) -> bool {
         let entry = self.memory.entry(page);
-        let dirty = entry.is_dirty();
         match entry.state() {
             Some(State::Active) => {
                 let more = |references, shares| (references > 0).then_some((references, shares + 1));
@@ -29,10 +28,7 @@ impl Frames {
             Some(State::Transition) => {}
             _ => entry.corrupt(page),
         }
-        entry.set(State::Active, NOT_HEAD);
-        if dirty {
-            entry.set_dirty();
-        }
+        entry.change_state(State::Active);
         entry.counts.change(|references, _| Some((references + 1, 1)));
         true
     }
@@ -61,11 +57,7 @@ impl Frames {
             self.keep(page);
             return;
         }
-        let dirty = entry.is_dirty();
-        entry.set(State::Transition, NOT_HEAD);
-        if dirty {
-            entry.set_dirty();
-        }
+        entry.change_state(State::Transition);
     }
 
     /// The last mapping ends of a page whose content nobody wants: it is free at once, or with its last use by physical address.
@@ -79,7 +71,7 @@ impl Frames {
             (is_active && shares == 1 && references > 0).then(|| (references - 1, 0))
         };
         let Some((references, _)) = entry.counts.change(less) else { entry.corrupt(page) };
-        entry.set(State::Transition, NOT_HEAD);
+        entry.change_state(State::Transition);
         entry.set_unwanted();
         if references == 1 {
             self.keep(page);
@@ -127,15 +119,6 @@ impl Frames {
         }
     }
 
-    /// The oldest modified page's content was saved.
-    pub fn clean(&mut self) -> Option<PageNumber> {
-        let page = self.modified.pop_front(self.memory)?;
-        let entry = self.memory.entry(page);
-        entry.set(State::Standby, NOT_HEAD);
-        self.standby.push_back(self.memory, page);
-        Some(page)
-    }
-
     /// Nobody uses it: to the list that its content belongs on, behind those that left before; free if nobody wants that.
     fn keep(&mut self, page: PageNumber) {
         let entry = self.memory.entry(page);
@@ -143,11 +126,10 @@ impl Frames {
             entry.set(State::Free, CACHED);
             self.give(page);
         } else if entry.is_dirty() {
-            entry.set(State::Modified, NOT_HEAD);
-            entry.set_dirty();
+            entry.change_state(State::Modified);
             self.modified.push_back(self.memory, page);
         } else {
-            entry.set(State::Standby, NOT_HEAD);
+            entry.change_state(State::Standby);
             self.standby.push_back(self.memory, page);
         }
     }

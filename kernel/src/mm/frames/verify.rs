@@ -12,7 +12,7 @@ use crate::mm::ranges::PageRange;
 type Wrong = (&'static str, u32);
 
 impl Frames {
-    /// Checks I1 of the module, those of the blocks, and I2 of the lists.
+    /// Checks I1 of the module, those of the blocks, and I2 of the lists; of the store what can be seen here.
     pub fn verify(&self) -> Result<Counts, Wrong> {
         self.blocks.verify(self.memory)?;
         for (list, state) in [
@@ -30,6 +30,7 @@ impl Frames {
         if self.blocks.free() + self.zeroed.count() < self.promised {
             return Err(("more promised than there is", self.promised));
         }
+        self.verify_store()?;
         Ok(self.counts())
     }
 }

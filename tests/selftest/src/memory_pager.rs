@@ -1,0 +1,530 @@
+//! Paged pool and a backing store: pages go out when memory is needed, are reused, come back as they were, and nobody loses anything.
+//! The store is memory that was taken before the tests measure anything.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use arch::paging::{PAGE, translate};
+use kernel::ke::event::{Event, EventKind};
+use kernel::ke::timer::Due;
+use kernel::ke::{prcb, wait};
+use kernel::mm::pager::{self, BackingStore};
+use kernel::mm::pages::Page;
+use kernel::mm::pfn::PageNumber;
+use kernel::mm::zeroing::Pause;
+use kernel::mm::{paged, physical};
+use kernel::rtl::NtStatus;
+use sync::irql::{Apc, Irql, Passive};
+
+use crate::everywhere;
+use crate::memory_paged::{Baseline, TEST, address, free, is_painted, paint, take};
+use crate::random::Random;
+use crate::runner::{Result, Test, Verdict, check, equal, need_no_trims, need_processors};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("memory_pager::pages_go_out_are_reused_and_come_back", out_and_back),
+    ("memory_pager::all_who_need_a_page_wait_for_one_read", one_read),
+    ("memory_pager::a_page_under_fire_loses_nothing", under_fire),
+    ("memory_pager::more_paged_pool_than_memory", more_than_memory),
+    ("memory_pager::the_writer_makes_room_when_little_is_left", writer),
+    ("memory_pager::what_cannot_be_written_stays", unwritable),
+    ("memory_pager::storm_from_all_processors", storm),
+];
+
+const SLOTS: usize = 320;
+
+/// Memory as a store: a page for each slot.
+struct RamStore {
+    pages: [AtomicU64; SLOTS],
+    /// Writes fail.
+    is_full: AtomicBool,
+    /// Reads fail.
+    is_broken: AtomicBool,
+    /// Reads wait for the event.
+    is_slow: AtomicBool,
+    reads: AtomicU32,
+}
+
+static STORE: RamStore = RamStore {
+    pages: [const { AtomicU64::new(0) }; SLOTS],
+    is_full: AtomicBool::new(false),
+    is_broken: AtomicBool::new(false),
+    is_slow: AtomicBool::new(false),
+    reads: AtomicU32::new(0),
+};
+
+/// Slow reads go on.
+static GO_ON: Event = Event::new(EventKind::Notification, false);
+
+impl RamStore {
+    fn place(&self, slot: u32) -> *mut u64 {
+        (arch::paging::hhdm() + self.pages[slot as usize].load(Ordering::Relaxed)) as *mut u64
+    }
+}
+
+/// Copies a page, word by word: its words may be written by others meanwhile.
+///
+/// # Safety
+/// Both are pages, `to` nobody else's.
+unsafe fn copy(from: *const u64, to: *mut u64) {
+    for word in 0..PAGE as usize / 8 {
+        // SAFETY: the caller's.
+        unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
+    }
+}
+
+// SAFETY: B1 a page of its own for each slot. B2 copied during the calls. B3 nothing here is paged; who sets the event touches nothing
+//         paged before.
+unsafe impl BackingStore for RamStore {
+    fn slots(&self) -> u32 {
+        SLOTS as u32
+    }
+
+    fn write(&self, slot: u32, page: PageNumber, _: &mut Irql<Apc>) -> core::result::Result<(), NtStatus> {
+        if self.is_full.load(Ordering::Relaxed) {
+            return Err(NtStatus::UNSUCCESSFUL);
+        }
+        // SAFETY: the slot's page, and the one to be saved.
+        unsafe { copy(physical::address(page).cast(), self.place(slot)) };
+        Ok(())
+    }
+
+    fn read(&self, slot: u32, page: PageNumber, at: &mut Irql<Apc>) -> core::result::Result<(), NtStatus> {
+        self.reads.fetch_add(1, Ordering::AcqRel);
+        if self.is_slow.load(Ordering::Acquire) {
+            let _ = wait::for_single(&GO_ON, None, at);
+        }
+        if self.is_broken.load(Ordering::Relaxed) {
+            return Err(NtStatus::UNSUCCESSFUL);
+        }
+        // SAFETY: as above.
+        unsafe { copy(self.place(slot), physical::address(page).cast()) };
+        Ok(())
+    }
+}
+
+/// The store has its memory, and is registered.
+fn begin(at: &mut Irql<Passive>) -> Result {
+    for slot in &STORE.pages {
+        let Ok(page) = physical::allocate(at) else { return Err(Verdict::Fail("no memory", 0, 0)) };
+        slot.store(page.into_number().physical(), Ordering::Relaxed);
+    }
+    STORE.is_full.store(false, Ordering::Relaxed);
+    STORE.is_slow.store(false, Ordering::Relaxed);
+    STORE.reads.store(0, Ordering::Relaxed);
+    GO_ON.reset(at);
+    had(pager::register(&STORE, at), "register")
+}
+
+fn end(at: &mut Irql<Passive>) -> Result {
+    let withdrawn = pager::withdraw(at);
+    if withdrawn.is_ok() {
+        for slot in &STORE.pages {
+            free_at(slot.swap(0, Ordering::Relaxed), 1, at);
+        }
+    }
+    had(withdrawn, "withdraw")
+}
+
+fn had(done: core::result::Result<(), NtStatus>, what: &'static str) -> Result {
+    let status = done.err().map_or(0, |status| status.0);
+    check(status == 0, what, status.into(), 0)
+}
+
+/// Runs a test with the store, and compares with what was before.
+fn with_store(at: &mut Irql<Passive>, test: fn(&mut Irql<Passive>) -> Result) -> Result {
+    // No page is on its way to be cleared while they are counted.
+    let _pause = Pause::begin(at);
+    let baseline = Baseline::take(at);
+    begin(at)?;
+    let result = test(at);
+    let ended = end(at);
+    result?;
+    ended?;
+    // The writer's thread may still be on its way off its stack.
+    let mut compared = baseline.compare(at);
+    for _ in 0..200 {
+        if compared.is_ok() {
+            break;
+        }
+        let _ = wait::delay(Due::In(100_000), at);
+        compared = baseline.compare(at);
+    }
+    compared
+}
+
+/// Gives pages back that were taken together.
+fn free_at(physical: u64, count: u32, at: &mut Irql<Passive>) {
+    let Some(number) = physical::in_use(physical / PAGE, at) else { return };
+    // SAFETY: the tests' own pages, which nobody uses any more.
+    unsafe {
+        match count {
+            1 => physical::free(Page::from_number(number), at),
+            _ => physical::free_contiguous(Page::from_number(number), count, at),
+        }
+    }
+}
+
+/// All of the memory, in runs of these sizes, each a list through its pages.
+struct Held([u64; RUNS.len()]);
+
+const RUNS: [u32; 3] = [512, 32, 1];
+
+impl Held {
+    /// Takes what there is but for about `left` pages.
+    fn all_but(left: u32, at: &mut Irql<Passive>) -> Self {
+        let kept = Self::take(left, [0, 0, 1], at);
+        let held = Self::take(u32::MAX, RUNS, at);
+        kept.give(at);
+        held
+    }
+
+    /// Takes runs, at most `most` of each size.
+    fn take(most: u32, runs: [u32; RUNS.len()], at: &mut Irql<Passive>) -> Self {
+        let mut held = Self([0; RUNS.len()]);
+        for (first, count) in held.0.iter_mut().zip(runs).filter(|&(_, count)| count > 0) {
+            for _ in 0..most {
+                let Ok(page) = physical::allocate_contiguous(count, 0, None, at) else { break };
+                // SAFETY: the test's own page.
+                unsafe { physical::address(page.number()).cast::<u64>().write(*first) };
+                *first = page.into_number().physical() | 1;
+            }
+        }
+        held
+    }
+
+    fn give(self, at: &mut Irql<Passive>) {
+        for (mut first, count) in self.0.into_iter().zip(RUNS) {
+            while first != 0 {
+                let physical = first & !1;
+                // SAFETY: the test's own page.
+                first = unsafe { ((arch::paging::hhdm() + physical) as *const u64).read() };
+                free_at(physical, count, at);
+            }
+        }
+    }
+}
+
+const PAGES: usize = 100;
+const SIZE: usize = PAGES * PAGE as usize;
+
+/// Pages of the block that a touch would find.
+fn mapped(block: NonNull<u8>) -> u64 {
+    let pages = (0..PAGES as u64).map(|page| address(block) + page * PAGE);
+    pages.filter(|&page| translate(page).is_some()).count() as u64
+}
+
+fn out_and_back(at: &mut Irql<Passive>) -> Result {
+    with_store(at, |at| {
+        let twice = pager::register(&STORE, at).err();
+        check(twice == Some(NtStatus::DEVICE_ALREADY_ATTACHED), "registered twice", 0, 0)?;
+        let block = take(SIZE, at)?;
+        paint(block, SIZE);
+        let result = send_out_and_look(block, at);
+        free(block, at);
+        result?;
+        equal(pager::traffic(at).slots.used.into(), 0, "slots still taken")
+    })?;
+    check(pager::withdraw(at) == Err(NtStatus::NO_SUCH_DEVICE), "withdrawn twice", 0, 0)
+}
+
+fn send_out_and_look(block: NonNull<u8>, at: &mut Irql<Passive>) -> Result {
+    // They go, and come back from the lists: nothing is read.
+    let before = pager::traffic(at);
+    pager::send_all_out(at);
+    let went = pager::traffic(at);
+    equal(mapped(block), 0, "pages that stayed")?;
+    check(went.written - before.written >= PAGES as u32, "pages written", went.written.into(), 0)?;
+    check(is_painted(block), "another content, taken back", address(block), 0)?;
+    equal(pager::traffic(at).read.into(), went.read.into(), "pages read without need")?;
+    // Only some are written to: the others go again without a write.
+    for page in 0..10 {
+        // SAFETY: the test's own block.
+        unsafe { block.add(page * PAGE as usize + 8).write_volatile(page as u8) };
+    }
+    let before = pager::traffic(at);
+    pager::send_all_out(at);
+    equal(mapped(block), 0, "pages that stayed, clean ones")?;
+    let written = pager::traffic(at).written - before.written;
+    check((10..PAGES as u32 / 2).contains(&written), "pages written twice", written.into(), 0)?;
+    // Their memory is somebody else's now; they are read in, though there is no more room than for a few.
+    let before = pager::traffic(at);
+    let held = Held::all_but(0, at);
+    let same = is_painted(block) && is_painted(block);
+    let after = pager::traffic(at);
+    held.give(at);
+    check(same, "another content, read in", address(block), 0)?;
+    let read = after.read - before.read;
+    check(read >= PAGES as u32, "pages read", read.into(), PAGES as u64)?;
+    // What is in the store when it is withdrawn comes back as well.
+    pager::send_all_out(at);
+    let held = Held::all_but(0, at);
+    held.give(at);
+    had(pager::withdraw(at), "withdraw with pages out")?;
+    let there = paged::usage(at).resident;
+    let same = is_painted(block);
+    had(pager::register(&STORE, at), "register again")?;
+    check(there >= PAGES as u32, "pages there without a store", there.into(), PAGES as u64)?;
+    check(same, "another content after the store", address(block), 0)
+}
+
+static PLACE: AtomicU64 = AtomicU64::new(0);
+static THERE: AtomicU32 = AtomicU32::new(0);
+
+fn one_read(at: &mut Irql<Passive>) -> Result {
+    need_processors(2)?;
+    with_store(at, |at| {
+        let block = take(PAGE as usize, at)?;
+        let result = (0..10).try_for_each(|_| read_by_all(block, at));
+        free(block, at);
+        result
+    })
+}
+
+/// All but the first processor touch one page, whose read doesn't end until the first one lets it.
+fn read_by_all(block: NonNull<u8>, at: &mut Irql<Passive>) -> Result {
+    let others = prcb::count() - 1;
+    // SAFETY: the test's own block.
+    unsafe { block.cast::<u64>().write_volatile(0) };
+    pager::send_all_out(at);
+    Held::all_but(0, at).give(at);
+    GO_ON.reset(at);
+    THERE.store(0, Ordering::Relaxed);
+    STORE.reads.store(0, Ordering::Relaxed);
+    STORE.is_slow.store(true, Ordering::Release);
+    PLACE.store(address(block), Ordering::Release);
+    everywhere::start(at, |at, _| {
+        at.check();
+        THERE.fetch_add(1, Ordering::AcqRel);
+        let place = PLACE.load(Ordering::Acquire) as *const AtomicU64;
+        // SAFETY: the block, which stays until all have finished.
+        unsafe { &*place }.fetch_add(1, Ordering::Relaxed);
+    });
+    // All have come, or are about to, when it goes on: however many wait by then, the rest finds the page.
+    let mut patience = 2000;
+    while (THERE.load(Ordering::Acquire) < others || STORE.reads.load(Ordering::Acquire) == 0) && patience > 0
+    {
+        let _ = wait::delay(Due::In(50_000), at);
+        patience -= 1;
+    }
+    let _ = wait::delay(Due::In(100_000), at);
+    let reads = STORE.reads.load(Ordering::Acquire);
+    let is_mapped = translate(address(block)).is_some();
+    GO_ON.set(0, at);
+    everywhere::finish(at);
+    STORE.is_slow.store(false, Ordering::Release);
+    // SAFETY: as above.
+    let sum = unsafe { block.cast::<u64>().read_volatile() };
+    check(!is_mapped, "there before it was read", address(block), 0)?;
+    equal(reads.into(), 1, "reads of one page")?;
+    equal(sum, others.into(), "additions")
+}
+
+/// What each processor has written last.
+static MADE: [AtomicU64; prcb::MAX_PROCESSORS] = [const { AtomicU64::new(0) }; prcb::MAX_PROCESSORS];
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Others count in words of one page, which goes out under them, and whose memory is somebody else's each time.
+fn under_fire(at: &mut Irql<Passive>) -> Result {
+    need_processors(2)?;
+    need_no_trims()?;
+    with_store(at, |at| {
+        let block = take(PAGE as usize, at)?;
+        // SAFETY: the test's own block.
+        unsafe { block.write_bytes(0, PAGE as usize) };
+        PLACE.store(address(block), Ordering::Release);
+        WRONG.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        MADE.iter().for_each(|made| made.store(0, Ordering::Relaxed));
+        STOP.store(false, Ordering::Release);
+        everywhere::start(at, |at, number| {
+            at.check();
+            let word = PLACE.load(Ordering::Acquire) + 8 * (1 + u64::from(number));
+            // SAFETY: the block, which stays until all have finished.
+            let word = unsafe { &*(word as *const AtomicU64) };
+            let mut made = 0;
+            while !STOP.load(Ordering::Acquire) {
+                if word.load(Ordering::Relaxed) != made {
+                    WRONG[0].store(u64::from(number), Ordering::Relaxed);
+                    WRONG[1].store(made, Ordering::Relaxed);
+                }
+                made += 1;
+                word.store(made, Ordering::Relaxed);
+                MADE[number as usize].store(made, Ordering::Release);
+                arch::cpu::spin_hint();
+            }
+        });
+        let result = fire(at);
+        STOP.store(true, Ordering::Release);
+        everywhere::finish(at);
+        let lost = (1..prcb::count() as usize).find(|&number| {
+            // SAFETY: as above.
+            let word = unsafe { block.cast::<u64>().add(1 + number).read_volatile() };
+            word != MADE[number].load(Ordering::Acquire)
+        });
+        free(block, at);
+        result?;
+        let [number, made] = WRONG.each_ref().map(|word| word.load(Ordering::Relaxed));
+        check(made == 0, "a processor finds another count than its own", number, made)?;
+        check(lost.is_none(), "counts that were lost, of processor", lost.unwrap_or(0) as u64, 0)
+    })
+}
+
+fn fire(at: &mut Irql<Passive>) -> Result {
+    let others = 1..prcb::count() as usize;
+    for round in 0..12 {
+        let before: [u64; prcb::MAX_PROCESSORS] =
+            core::array::from_fn(|number| MADE[number].load(Ordering::Acquire));
+        let moved = || others.clone().all(|number| MADE[number].load(Ordering::Acquire) != before[number]);
+        let mut patience = 6000;
+        while !moved() && patience > 0 {
+            let _ = wait::delay(Due::In(50_000), at);
+            patience -= 1;
+        }
+        check(patience > 0, "others don't count", round, 0)?;
+        pager::send_all_out(at);
+        Held::all_but(0, at).give(at);
+    }
+    Ok(())
+}
+
+/// Blocks of `N` pages each.
+fn blocks<const N: usize>(size: usize, at: &mut Irql<Passive>) -> ([Option<NonNull<u8>>; N], usize) {
+    let mut blocks = [None; N];
+    let mut count = 0;
+    for slot in &mut blocks {
+        let Ok(block) = paged::allocate(TEST, size, at) else { break };
+        paint(block.cast(), size);
+        *slot = Some(block.cast());
+        count += 1;
+    }
+    (blocks, count)
+}
+
+fn more_than_memory(at: &mut Irql<Passive>) -> Result {
+    with_store(at, |at| {
+        const EACH: usize = 40 * PAGE as usize;
+        // The addresses' entries are not to be made when there is no memory.
+        let grown = take(6 * EACH, at)?;
+        free(grown, at);
+        let held = Held::all_but(80, at);
+        let (blocks, count) = blocks::<6>(EACH, at);
+        let counts = physical::counts(at);
+        let resident = paged::usage(at).resident;
+        let same = (0..2).all(|_| blocks.iter().flatten().all(|&block| is_painted(block)));
+        held.give(at);
+        blocks.into_iter().flatten().for_each(|block| free(block, at));
+        equal(count as u64, 6, "blocks of 40 pages with memory for two")?;
+        check(resident <= 120, "pages in memory", resident.into(), counts.free.into())?;
+        check(same, "another content", 0, 0)
+    })
+}
+
+fn writer(at: &mut Irql<Passive>) -> Result {
+    with_store(at, |at| {
+        let block = take(SIZE, at)?;
+        paint(block, SIZE);
+        let before = pager::traffic(at).written;
+        let held = Held::all_but(0, at);
+        // By the thread: nobody here asks for anything. A minute, should the machine be that slow.
+        let mut patience = 6000;
+        while pager::traffic(at).written - before < PAGES as u32 && patience > 0 {
+            let _ = wait::delay(Due::In(100_000), at);
+            patience -= 1;
+        }
+        let written = pager::traffic(at).written - before;
+        held.give(at);
+        let same = is_painted(block);
+        free(block, at);
+        check(written >= PAGES as u32, "pages written by the thread", written.into(), PAGES as u64)?;
+        check(same, "another content", 0, 0)
+    })
+}
+
+fn unwritable(at: &mut Irql<Passive>) -> Result {
+    with_store(at, |at| {
+        let block = take(SIZE, at)?;
+        paint(block, SIZE);
+        STORE.is_full.store(true, Ordering::Relaxed);
+        pager::send_all_out(at);
+        let modified = physical::counts(at).modified;
+        Held::all_but(0, at).give(at);
+        let reads = pager::traffic(at).read;
+        let same = is_painted(block);
+        let read = pager::traffic(at).read - reads;
+        STORE.is_full.store(false, Ordering::Relaxed);
+        pager::send_all_out(at);
+        let left = physical::counts(at).modified;
+        let again = is_painted(block);
+        free(block, at);
+        check(modified >= PAGES as u32, "pages that wait to be written", modified.into(), 0)?;
+        equal(read.into(), 0, "pages read that were never written")?;
+        equal(left.into(), 0, "pages that still wait")?;
+        check(same && again, "another content", same.into(), again.into())
+    })
+}
+
+/// The first thing found wrong on any processor; what it was about.
+static WRONG: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+fn storm(at: &mut Irql<Passive>) -> Result {
+    with_store(at, |at| {
+        let grown = take(400 * PAGE as usize, at)?;
+        free(grown, at);
+        WRONG.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        let held = Held::all_but(200, at);
+        let before = pager::traffic(at);
+        everywhere::run(at, |at, number| {
+            let mut random = Random::new(0x9A6E_0000 + u64::from(number));
+            let mut kept: [Option<NonNull<u8>>; 6] = [None; 6];
+            for round in 0..120 {
+                let slot = &mut kept[random.below(6) as usize];
+                match slot.take() {
+                    Some(block) if random.below(3) == 0 => free(block, at),
+                    Some(block) => *slot = Some(block),
+                    None => {
+                        let size = (1 + random.below(12)) as usize * PAGE as usize - 64;
+                        if let Ok(block) = paged::allocate(TEST, size, at) {
+                            paint(block.cast(), size);
+                            *slot = Some(block.cast());
+                        }
+                    }
+                }
+                if let Some(block) = kept[random.below(6) as usize]
+                    && !is_painted(block)
+                    && WRONG[0].swap(address(block), Ordering::Relaxed) == 0
+                {
+                    WRONG[1].store(round, Ordering::Relaxed);
+                }
+                if number == 0 && round % 16 == 0 {
+                    pager::send_all_out(at);
+                }
+            }
+            for block in kept.into_iter().flatten() {
+                if !is_painted(block) {
+                    WRONG[0].store(address(block), Ordering::Relaxed);
+                }
+                free(block, at);
+            }
+        });
+        let after = pager::traffic(at);
+        held.give(at);
+        let [place, round] = WRONG.each_ref().map(|word| word.load(Ordering::Relaxed));
+        check(place == 0, "a block with another's content", place, round)?;
+        check(after.written != before.written, "nothing was written", 0, 0)
+    })
+}
+
+/// Deliberate: a page that can't be read in. For the crash suite.
+pub(crate) fn unreadable(block: NonNull<u8>, inside: *mut u8, at: &mut Irql<Passive>) {
+    if begin(at).is_err() {
+        return;
+    }
+    // SAFETY: none is needed until the page is gone: the caller's block.
+    unsafe { inside.write_volatile(1) };
+    pager::send_all_out(at);
+    Held::all_but(0, at).give(at);
+    STORE.is_broken.store(true, Ordering::Relaxed);
+    kernel::info!("block {block:?} is out");
+    // SAFETY: as above; it never comes.
+    unsafe { inside.read_volatile() };
+}
