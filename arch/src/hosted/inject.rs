@@ -62,6 +62,7 @@ pub fn on_spin(f: fn()) {
 }
 
 /// This thread spins for others.
+#[cfg(not(loom))]
 pub(super) fn spun() {
     SPUN.get()();
 }

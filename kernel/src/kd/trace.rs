@@ -4,7 +4,7 @@
 //!         command line says `coverage`, a byte for each byte of text, not zero where an interrupt hit.
 //! Who reads: the harness, out of the guest's memory when it stands still, whatever it died of. It needs nothing of the guest
 //!         for that: it looks for the magic.
-//! [`STOP_AT`] names an event at which a debugger is to stop: the harness writes it into a copy of the image, so that the run stays what it was.
+//! `STOP_AT` names an event at which a debugger is to stop: the harness writes it into a copy of the image, so that the run stays what it was.
 //! `trace=N` on the command line: 2^N records a processor, 8 to 20; 12 otherwise.
 //!
 //! The directory, little-endian, addresses physical unless said otherwise:
