@@ -31,7 +31,7 @@ smp: ## [20 s] Boot the self-tests, then all of it at once (MINUTES=m: so long),
 	@ci/setup.sh run
 	@$(CI) smp $(GUEST) $(RUN) $(if $(MINUTES),--minutes $(MINUTES))
 
-test: ## [17 min] Run every check
+test: ## [14 min] Run every check
 	@ci/setup.sh test
 	@$(CI) test $(if $(ONLY),--only $(ONLY))
 
@@ -103,7 +103,7 @@ size: ## [1 s] Size of the stripped kernel
 	@ci/setup.sh build
 	@$(CI) size
 
-model: ## [6 min] Run the loom models
+model: ## [3 min] Run the loom models
 	@ci/setup.sh build
 	@$(CI) test --only models
 
