@@ -35,7 +35,7 @@ pub struct Upcalls {
     /// CR8=APC, IF=1: deliver kernel APCs.
     pub apc: fn(),
     /// An interrupt ended this processor's idle time: before its handler, at its level, IF=0.
-    pub wake: fn(),
+    pub wake: unsafe fn(),
 }
 
 #[cfg(target_os = "none")]

@@ -409,7 +409,8 @@ extern "sysv64" fn woken(frame: &mut InterruptFrame) {
         frame.rip += 1;
     }
     if let Some(up) = upcalls::table() {
-        (up.wake)();
+        // SAFETY: IF=0.
+        unsafe { (up.wake)() };
     }
 }
 

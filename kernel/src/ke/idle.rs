@@ -29,9 +29,9 @@ pub(crate) fn run(at: &mut Irql<Passive>) -> ! {
             unsafe { arch::cpu::sti() };
             continue;
         }
-        tick::go_idle();
         // SAFETY: IF=0 since before the look; an interrupt of either kind ends the halt, a maskable one the idle time, too.
         unsafe {
+            tick::go_idle();
             arch::pcr::set_idle();
             arch::cpu::sti_hlt();
             arch::cpu::cli();

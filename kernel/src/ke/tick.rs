@@ -317,12 +317,17 @@ pub(super) fn arm_quantum(here: &Prcb, ticks: i64) {
 /// This processor starts, IF=0: its clock can be programmed from now on.
 pub(crate) fn start() {
     // SAFETY: IF=0, and nothing was programmed: that takes an interrupt, or code that comes after this.
-    unsafe { clock::prepare() };
-    wake();
+    unsafe {
+        clock::prepare();
+        wake();
+    }
 }
 
-/// This processor is busy from now on. The up-call `wake`, and the start of each processor. IF=0.
-pub(crate) fn wake() {
+/// This processor is busy from now on. The up-call `wake`, and the start of each processor.
+///
+/// # Safety
+/// IF=0.
+pub(crate) unsafe fn wake() {
     // SAFETY: IF=0.
     let here = unsafe { prcb_here() };
     // First of all: translations that ended meanwhile.
@@ -338,8 +343,11 @@ pub(crate) fn wake() {
     }
 }
 
-/// This processor is about to halt. IF=0, after the last look for work.
-pub(super) fn go_idle() {
+/// This processor is about to halt, after the last look for work.
+///
+/// # Safety
+/// IF=0.
+pub(super) unsafe fn go_idle() {
     // SAFETY: IF=0.
     let here = unsafe { prcb_here() };
     if let Some(busy) = OWNER.go_idle(here.number()) {
