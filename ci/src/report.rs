@@ -153,14 +153,21 @@ fn complaints(said: &Transcript, expect: Expect) -> Option<String> {
 }
 
 fn failed_tests(said: &Transcript) -> String {
-    let failed: Vec<&str> =
-        said.tests.iter().filter(|t| t.outcome == Outcome::Failed).map(|t| t.name.as_str()).collect();
+    let failed: Vec<String> =
+        said.tests.iter().filter(|t| t.outcome == Outcome::Failed).map(with_reason).collect();
     match failed.len() {
         0 if said.tests.is_empty() => "no self-test ran: is there one of that name?".into(),
         0 if said.counted().passed == 0 => format!("nothing was tested: {} skipped", said.tests.len()),
         0 => "the guest reported a failed test by its exit status but printed none".into(),
         1 => format!("failed: {}", failed[0]),
-        n => format!("{n} tests failed: {}", failed.join(", ")),
+        n => format!("{n} tests failed: {}", failed.join("; ")),
+    }
+}
+
+fn with_reason(test: &Test) -> String {
+    match &test.reason {
+        Some(reason) => format!("{}: {reason}", test.name),
+        None => test.name.clone(),
     }
 }
 

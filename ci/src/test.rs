@@ -116,8 +116,8 @@ pub(crate) fn all(only: Option<&str>) -> Result<u8> {
         STEPS.iter().filter(|step| only.is_none_or(|only| step.name.contains(only))).collect();
     ensure!(!chosen.is_empty(), "no step has a name with {:?}", only.unwrap_or_default());
     let begun = Instant::now();
-    let mut lines = Vec::new();
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let (mut lines, mut failures) = (Vec::new(), Vec::new());
+    let (mut passed, mut skipped) = (0, 0);
     for step in &chosen {
         println!("\n== {}: {}", step.name, step.what);
         let started = Instant::now();
@@ -134,7 +134,7 @@ pub(crate) fn all(only: Option<&str>) -> Result<u8> {
             }
             Ok(Done::Interrupted) => return Ok(Verdict::Interrupted.exit_status()),
             Err(error) => {
-                failed += 1;
+                failures.push(format!("FAILED {}: {error:#}", step.name));
                 format!("FAIL: {error:#}")
             }
         };
@@ -146,12 +146,17 @@ pub(crate) fn all(only: Option<&str>) -> Result<u8> {
     for test in skips::everywhere() {
         println!("  skipped in every boot: {test}");
     }
+    // At the end, too: of a long log, often no more than the end is kept.
+    for failure in &failures {
+        println!("{failure}");
+    }
+    let failed = failures.len();
     println!("{}", ending(passed, failed, skipped));
     Ok(u8::from(failed > 0 || passed == 0))
 }
 
 /// The last line. What was skipped is not what passed, and where all was skipped, nothing holds.
-fn ending(passed: u32, failed: u32, skipped: u32) -> String {
+fn ending(passed: usize, failed: usize, skipped: usize) -> String {
     let skips = if skipped > 0 { format!(", {skipped} SKIPPED") } else { String::new() };
     let nothing = if passed + failed == 0 { ": nothing was checked" } else { "" };
     format!("{passed} passed, {failed} failed{skips}{nothing}")
@@ -175,14 +180,15 @@ fn shown(command: &Command) -> String {
 fn succeed_with_tests(command: &mut Command) -> Result<Done> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {command:?}"))?;
-    let mut passed = 0;
+    let (mut passed, mut failures) = (0, Failures::default());
     for line in BufReader::new(child.stdout.take().context("the tests' output")?).lines() {
         let line = line?;
         println!("{line}");
         passed += passed_in(&line);
+        failures.line(&line);
     }
     let status = child.wait()?;
-    ensure!(status.success(), "{} ends with {status}", shown(command));
+    ensure!(status.success(), "{} ends with {status}{failures}", shown(command));
     ensure!(passed > 0, "{} ran no test", shown(command));
     println!("{passed} tests passed");
     Ok(Done::Passed)
@@ -192,6 +198,35 @@ fn succeed_with_tests(command: &mut Command) -> Result<Done> {
 pub(crate) fn passed_in(line: &str) -> u64 {
     let count = || line.strip_prefix("test result: ok. ")?.split(' ').next()?.parse().ok();
     count().unwrap_or(0)
+}
+
+/// What test programs said of their tests that failed: a step's last words.
+#[derive(Default)]
+struct Failures {
+    lines: Vec<String>,
+    inside: bool,
+}
+
+impl Failures {
+    /// Of a test with a long message, its beginning.
+    const KEPT: usize = 24;
+
+    /// Takes in a line of a test program's output: what stands between `failures:` and the program's last line is kept.
+    fn line(&mut self, line: &str) {
+        match line {
+            "failures:" => self.inside = true,
+            _ if line.starts_with("test result: ") => self.inside = false,
+            "" => {}
+            _ if self.inside && self.lines.len() < Self::KEPT => self.lines.push(line.trim_end().to_owned()),
+            _ => {}
+        }
+    }
+}
+
+impl std::fmt::Display for Failures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
 }
 
 /// Turns the exit status of another command of the harness into a step's result.
@@ -500,6 +535,31 @@ mod tests {
         assert_eq!(passed_in("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured"), 12);
         assert_eq!(passed_in("test result: FAILED. 12 passed; 1 failed; 0 ignored"), 0);
         assert_eq!(passed_in("test something ... ok"), 0);
+    }
+
+    #[test]
+    fn what_failed_is_told_with_the_step() {
+        let mut failures = Failures::default();
+        let output = [
+            "running 2 tests",
+            "test a ... ok",
+            "test b ... FAILED",
+            "",
+            "failures:",
+            "",
+            "---- b stdout ----",
+            "thread 'b' panicked at c.rs:1:1:",
+            "2 instead of 1",
+            "",
+            "failures:",
+            "    b",
+            "",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored",
+            "running 1 test",
+        ];
+        output.iter().for_each(|line| failures.line(line));
+        let told = "\n  ---- b stdout ----\n  thread 'b' panicked at c.rs:1:1:\n  2 instead of 1\n      b";
+        assert_eq!(failures.to_string(), told);
     }
 
     #[test]
