@@ -17,7 +17,7 @@ use super::bugcheck::{RoutineKind, StopCode, bugcheck};
 use super::prcb::{self, Prcb};
 use super::sched::{self, PRIORITIES};
 use super::thread;
-use super::{dpc, timer, wait};
+use super::{dpc, ipi, timer, wait};
 use crate::rtl::NtStatus;
 
 /// The up-call `dispatch`, after [`retire`] asked for it: what is not done on the DPC stack.
@@ -53,8 +53,7 @@ pub(super) unsafe fn inline(raised: &mut Irql<High>) {
 
 /// Asks another processor for a look.
 pub(super) fn request_on(there: &Prcb) {
-    // SAFETY: the vector's handler is in place before any processor is registered.
-    unsafe { arch::apic::send(there.apic_id(), arch::vector::DISPATCH) };
+    ipi::post(there, ipi::Request::Dispatch);
 }
 
 /// The up-call `retire`: expires timers and runs queued DPCs until there are none. On the DPC stack, at DISPATCH. True: there is

@@ -82,6 +82,7 @@ pub(crate) fn nmi(frame: &mut TrapFrame) {
     #[cfg(feature = "verifier")]
     {
         show(frame);
+        super::late::send_on();
         clock::stall(HELD.swap(0, Ordering::Relaxed));
     }
 }

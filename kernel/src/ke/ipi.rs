@@ -9,7 +9,7 @@ use sync::irql::{Below, Ipi, Irql};
 
 pub use sync::ipi::Mailbox;
 
-use super::prcb;
+use super::prcb::{self, Prcb};
 
 /// The registered processors, as `sync::ipi` sees them.
 pub(crate) struct Registered;
@@ -34,8 +34,7 @@ unsafe impl sync::ipi::Processors for Registered {
             return interrupt_clusters(targets);
         }
         if let Some(processor) = prcb::get(targets.trailing_zeros()) {
-            // SAFETY: the vector's handler is in place before any processor is registered.
-            unsafe { arch::apic::send(processor.prcb().apic_id(), vector::IPI) };
+            post(processor.prcb(), Request::Call);
         }
     }
 }
@@ -57,9 +56,39 @@ fn interrupt_clusters(targets: u64) {
                 left ^= bit;
             }
         }
-        // SAFETY: as in `interrupt`.
+        #[cfg(feature = "verifier")]
+        if super::late::take_logical(together, vector::IPI) {
+            continue;
+        }
+        // SAFETY: the vector's handler is in place before any processor is registered.
         unsafe { arch::apic::send_logical(together, vector::IPI) };
     }
+}
+
+/// What another processor is interrupted for. Each is one of the kernel's own vectors, whose handler looks for what there is to do, so one
+/// too many does no harm.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(super) enum Request {
+    /// A look at APC level.
+    Apc = vector::APC,
+    /// A look at DISPATCH.
+    Dispatch = vector::DISPATCH,
+    /// Calls in its mailbox.
+    Call = vector::IPI,
+    /// A look at the clock.
+    Clock = vector::CLOCK_OWNER,
+}
+
+/// Interrupts another processor, with everything stored before visible to its handler. Any level.
+#[inline]
+pub(super) fn post(there: &Prcb, request: Request) {
+    #[cfg(feature = "verifier")]
+    if super::late::take(there.apic_id(), request as u8) {
+        return;
+    }
+    // SAFETY: these vectors have their handlers before any processor is registered.
+    unsafe { arch::apic::send(there.apic_id(), request as u8) };
 }
 
 /// Every processor that is online.

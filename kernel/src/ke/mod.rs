@@ -28,6 +28,8 @@ pub mod idle;
 pub mod interrupt;
 #[cfg(target_os = "none")]
 pub mod ipi;
+#[cfg(all(target_os = "none", feature = "verifier"))]
+pub mod late;
 pub mod mutant;
 pub mod object;
 #[cfg(target_os = "none")]

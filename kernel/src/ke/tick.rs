@@ -24,7 +24,7 @@ use super::prcb::{self, Prcb};
 #[cfg(feature = "verifier")]
 use super::torment;
 use super::watchdog::{Limits, NEVER, Sight, Violation, Watch};
-use super::{clock, dpc, shared_data};
+use super::{clock, dpc, ipi, shared_data};
 use crate::mm::shootdown;
 
 /// The shared time is updated this often while anybody is busy, in 100 ns: drivers may rely on 15.6 ms.
@@ -409,7 +409,6 @@ pub fn armed_for_update(at: &mut Irql<High>) -> Option<u64> {
 
 fn nudge(number: u32) {
     if let Some(processor) = prcb::get(number) {
-        // SAFETY: the vector's handler is in place before any processor is registered.
-        unsafe { arch::apic::send(processor.prcb().apic_id(), arch::vector::CLOCK_OWNER) };
+        ipi::post(processor.prcb(), ipi::Request::Clock);
     }
 }

@@ -30,9 +30,13 @@ pub fn end() {
     SPAN.store(0, Ordering::Relaxed);
 }
 
-/// I1; mixed as splitmix64 does.
 fn random() -> u64 {
-    let state = STATE.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+    draw(&STATE)
+}
+
+/// The next random number of the sequence in `state`: I1; mixed as splitmix64 does.
+pub(super) fn draw(state: &AtomicU64) -> u64 {
+    let state = state.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
     let mixed = (state ^ state >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ mixed >> 31

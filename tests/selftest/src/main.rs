@@ -45,6 +45,8 @@ mod interrupts_moved;
 #[cfg(target_os = "none")]
 mod interrupts_objects;
 #[cfg(target_os = "none")]
+mod late;
+#[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
 mod memory_contiguous;

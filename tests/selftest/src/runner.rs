@@ -67,6 +67,7 @@ const SUITES: &[&[Test]] = &[
     crate::ex::TESTS,
     crate::ex_guarded::TESTS,
     crate::idle::TESTS,
+    crate::late::TESTS,
     crate::apcs::TESTS,
     crate::suspension::TESTS,
     crate::work_queues::TESTS,

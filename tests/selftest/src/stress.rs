@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::boot::command_line::CommandLine;
 use kernel::ke::timer::Due;
 use kernel::ke::wait::{self, delay};
-use kernel::ke::{clock, dpc, prcb, thread, torment};
+use kernel::ke::{clock, dpc, late, prcb, thread, torment};
 use kernel::mm::{inject, paged, pool};
 use sync::irql::{Irql, Passive};
 
@@ -23,6 +23,8 @@ use torments::{EVENTS, TIMERS, TORMENTS, WORKERS, Worker};
 const EACH: u32 = 3;
 /// One allocation in so many is refused.
 const REFUSED: u64 = 40;
+/// One interrupt in so many, of those between processors, is late on its way.
+const LATE: u32 = 8;
 /// Between two lines that tell how far it is, in 100 ns.
 const REPORT: u64 = 50_000_000;
 
@@ -68,6 +70,10 @@ pub(crate) fn run(plan: &Plan, at: &mut Irql<Passive>) -> Result {
     if plan.torment != 0 {
         torment::begin(random::seed(), plan.torment);
     }
+    // Explored seeds: every other. A late interrupt brings new orders, and keeps the target from the hurry that others need.
+    if !plan.is_alone() || random::seed().is_multiple_of(2) {
+        late::begin(random::seed(), LATE);
+    }
     let mut threads = [const { None }; WORKERS];
     let mut refused = 0;
     for (number, slot) in (0..count as usize).zip(&mut threads) {
@@ -94,6 +100,7 @@ pub(crate) fn run(plan: &Plan, at: &mut Irql<Passive>) -> Result {
         let _ = wait::for_single(thread, None, at);
     }
     torment::end();
+    let late = crate::late::no_more(at)?;
     let refusals = inject::stop();
     drop(threads);
     dpc::flush(at);
@@ -104,7 +111,7 @@ pub(crate) fn run(plan: &Plan, at: &mut Irql<Passive>) -> Result {
     }
     let done: u64 = TORMENTS.iter().map(|(_, tally, _)| tally.count()).sum();
     kernel::info!(
-        "stress: {done} operations by {count} threads in {micro} us, {refusals} allocations refused, all balanced"
+        "stress: {done} operations by {count} threads in {micro} us, {refusals} allocations refused, {late} interrupts late, all balanced"
     );
     equal(refused, 0, "threads that could not be made")?;
     check(done != 0, "nothing was done", 0, 0)?;

@@ -9,7 +9,7 @@ use sync::irql::{AtOrBelow, Below, Dispatch, Irql, ObjectLock, ThreadLock};
 use sync::wait_word::Claim;
 
 use super::super::thread::Thread;
-use super::super::{prcb, sched};
+use super::super::{ipi, prcb, sched};
 use super::{KApc, KernelRoutine, Kind, Links, NormalRoutine};
 use crate::rtl::NtStatus;
 
@@ -267,8 +267,7 @@ fn interrupt_if_running(thread: &Thread, at: &mut Irql<ThreadLock>) {
         // SAFETY: at DISPATCH.
         unsafe { arch::pcr::request_apc() };
     } else if let Some(there) = prcb::get(number) {
-        // SAFETY: the vector's handler is in place before any processor is registered.
-        unsafe { arch::apic::send(there.prcb().apic_id(), arch::vector::APC) };
+        ipi::post(there.prcb(), ipi::Request::Apc);
     }
 }
 
