@@ -1,7 +1,7 @@
 # Every command of the project. `ci/setup.sh` first makes what is missing; the `ci` crate does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help smp test trace explore replay run debug iso bochs boot-loop boot-time crash bench bench-check mutants size model doc fmt lint unsafe clean
+.PHONY: help smp test trace explore replay run debug iso bochs boot-loop boot-time crash bench bench-check profile mutants size model doc fmt lint unsafe clean
 
 CARGO ?= cargo
 CI := $(CARGO) run --quiet --package ci --
@@ -94,6 +94,11 @@ bench-check: ## [15 s] The same, and fail on a bound exceeded or growth over the
 	@ci/setup.sh run
 	@$(CI) codegen
 	@$(CI) bench --check
+
+profile: ## [20 s] Where a run's instructions go: a table and a flame graph (ONLY=part | BENCH=1 | ROUNDS=2000, EVERY=20011 FIRST=0 SEED=1)
+	@ci/setup.sh debug
+	@$(CI) profile $(if $(ONLY),--only $(ONLY)) $(if $(BENCH),--bench) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(EVERY),--every $(EVERY)) $(if $(FIRST),--first $(FIRST)) $(if $(SEED),--seed $(SEED))
 
 mutants: ## [25 min] Seed bugs, as many at once as there are cores: the check that each names must catch it
 	@ci/setup.sh test

@@ -8,7 +8,6 @@ mod again;
 mod coverage;
 mod in_gdb;
 mod kept;
-mod recording;
 
 use std::path::PathBuf;
 use std::thread;
@@ -20,7 +19,6 @@ use clap::{Args, ValueEnum};
 pub(crate) use again::replay;
 pub(crate) use in_gdb::{check_gdb, check_reverse, replay_in_gdb};
 use kept::{Kept, Sameness};
-pub(crate) use recording::is_possible as can_record;
 
 use crate::process::NoteSignals;
 use crate::qemu::Accel;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::guest;
+use crate::memory::Memory;
 use crate::qmp::Qmp;
 use crate::symbols::Symbols;
 
@@ -56,6 +57,18 @@ pub(crate) fn has_halted(qmp: &mut Qmp) -> Result<bool> {
     qmp.negotiate()?;
     let processor = parse(&qmp.monitor(0, "info registers")?, "");
     Ok(processor.halted && processor.rflags & IF == 0)
+}
+
+/// The code that processor 0 of a machine that stands still is in: where it is, then where each call returns to.
+pub(crate) fn stack(qmp: &mut Qmp, memory: &Memory) -> Result<Vec<u64>> {
+    let processor = parse(&qmp.monitor(0, "info registers")?, "");
+    let pair = |address| {
+        let bytes = memory.mapped(processor.cr3, address, 16).ok()?;
+        let (first, second) = bytes.split_at(8);
+        Some([u64::from_le_bytes(first.try_into().ok()?), u64::from_le_bytes(second.try_into().ok()?)])
+    };
+    let frames = walk(&processor, pair);
+    Ok(std::iter::once(processor.rip).chain(frames).collect())
 }
 
 /// Two words of the guest's memory at a virtual address, if it is mapped.

@@ -28,8 +28,10 @@ mod memory;
 mod models;
 mod mutants;
 mod process;
+mod profile;
 mod qemu;
 mod qmp;
+mod recording;
 mod report;
 mod run;
 mod size;
@@ -154,6 +156,8 @@ enum Command {
         #[arg(long)]
         bless: bool,
     },
+    /// Where a run's instructions go: a flame graph, of samples at exact distances.
+    Profile(profile::Plan),
     /// Boot the self-tests under Bochs, which has the timer by the TSC's deadline, and PCIDs; from a CD with Limine.
     Bochs(bochs::Args),
     /// Disassemble operations that must be a few given instructions.
@@ -245,6 +249,7 @@ fn execute(command: Command) -> Result<u8> {
         Command::Bench { check, .. } => {
             bench::run(if check { bench::Mode::Check } else { bench::Mode::Show })
         }
+        Command::Profile(plan) => profile::run(&plan),
         Command::Bochs(args) => bochs::run(&args),
         Command::Codegen => codegen::check(),
         Command::Mutants { list: true, .. } => mutants::list(),

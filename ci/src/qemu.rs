@@ -156,6 +156,8 @@ pub(crate) enum Direction {
     Record,
     /// It is played.
     Play,
+    /// It is played, and stands at its beginning until QMP has it go on.
+    PlayInPieces,
 }
 
 /// Where COM1 and QEMU's control connection lead.
@@ -248,6 +250,10 @@ impl Machine {
                 // to QEMU at every end, and a counted run is to be left alone.
                 if !self.accel.counts() {
                     add(&["-action", "shutdown=pause"]);
+                }
+                let in_pieces = |r: &Recording| r.direction == Direction::PlayInPieces;
+                if self.recording.as_ref().is_some_and(in_pieces) {
+                    add(&["-S"]);
                 }
                 if let Some(socket) = gdb {
                     add(&["-S", "-gdb", &format!("unix:{},server=on,wait=off", socket.display())]);

@@ -91,6 +91,18 @@ impl Qmp {
         Some(self.events.remove(at))
     }
 
+    /// The next event named `name`, which must come.
+    pub(crate) fn await_event(&mut self, name: &str) -> Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
+                return Ok(self.events.remove(at));
+            }
+            let message = self.receive(deadline)?;
+            self.keep(message.with_context(|| format!("no {name} from QEMU in {} s", PATIENCE.as_secs()))?);
+        }
+    }
+
     /// One message, or none by the deadline.
     fn receive(&mut self, deadline: Instant) -> Result<Option<Value>> {
         loop {

@@ -15,7 +15,7 @@ use rustix::fs::MemfdFlags;
 use serde_json::json;
 
 use crate::console::Console;
-use crate::guest::{Event, Lines, Transcript};
+use crate::guest::{self, Event, Lines, Transcript};
 use crate::hang;
 use crate::memory::{self, Memory};
 use crate::process::{self, Core, NoteSignals, Owned};
@@ -179,6 +179,11 @@ impl Guest {
         })
     }
 
+    /// The connection to QEMU, for a guest that stands still; and its memory, where that is a file.
+    pub(crate) fn parts(&mut self) -> (&mut Qmp, Option<&Memory>) {
+        (&mut self.qmp, self.memory.as_ref())
+    }
+
     /// What QEMU has written to its standard error.
     pub(crate) fn complaint(&self) -> String {
         whole(&self.stderr).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
@@ -233,10 +238,19 @@ impl<'a> Follow<'a> {
         Ok(given_up)
     }
 
-    /// Whether it has printed what comes last: how its self-tests went, or a bugcheck.
+    /// Whether it has printed what comes last: how its self-tests went, how many rows its bench has, or a bugcheck.
     pub(crate) fn has_said_all(&self) -> bool {
         let transcript = &self.reader.transcript;
-        !transcript.summaries.is_empty() || !transcript.stops.is_empty()
+        let last = guest::without_stamp(&transcript.last_line).unwrap_or_default();
+        !transcript.summaries.is_empty()
+            || !transcript.stops.is_empty()
+            || last.trim_start().starts_with("bench: ")
+    }
+
+    /// How many instructions it has executed: of a run that is recorded.
+    pub(crate) fn instructions(&mut self) -> Result<u64> {
+        let answer = self.guest.qmp.command("query-replay", &json!({}))?;
+        answer["icount"].as_u64().context("QEMU does not say how many instructions were executed")
     }
 
     /// Whether its one processor has halted for good, which is asked of QEMU.

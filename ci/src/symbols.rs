@@ -20,6 +20,16 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// The function's name, demangled.
+    pub(crate) fn function(&self) -> &str {
+        &self.function
+    }
+
+    /// The file that it is in.
+    pub(crate) fn file(&self) -> Option<&str> {
+        self.line.as_ref().map(|(file, _)| file.as_str())
+    }
+
     /// Whether the function's name ends with `function`.
     pub(crate) fn is_in(&self, function: &str) -> bool {
         self.function.ends_with(function)

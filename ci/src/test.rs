@@ -14,8 +14,8 @@ use crate::qemu::{Accel, Qemu};
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
 use crate::{
-    bench, bochs, codegen, crash, debug, explore, loops, models, mutants, process, size, skips, trace,
-    unsafe_count,
+    bench, bochs, codegen, crash, debug, explore, loops, models, mutants, process, profile, recording, size,
+    skips, trace, unsafe_count,
 };
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
@@ -82,6 +82,7 @@ const STEPS: &[Step] = &[
     Step { name: "explore", what: "seeds explored, each twice with the same trace", run: explored },
     Step { name: "gdb", what: "a replay stops in gdb at an event of the trace, and at the end", run: in_gdb },
     Step { name: "reverse", what: "a recorded run is played backwards in gdb", run: backwards },
+    Step { name: "profile", what: "a recorded run is sampled, twice the same", run: profiled },
     Step { name: "crash", what: "deliberate bugchecks and their reports", run: crashes },
     Step { name: "codegen", what: "operations that must be a few given instructions", run: generated_code },
     Step {
@@ -485,11 +486,21 @@ fn in_gdb() -> Result<Done> {
 fn backwards() -> Result<Done> {
     match without_gdb()? {
         Some(why) => Ok(Done::Skipped(why)),
-        None if !explore::can_record() => {
+        None if !recording::is_possible() => {
             Ok(Done::Skipped("no qemu-img; `ci/setup.sh debug` installs it".into()))
         }
         None => zero(explore::check_reverse(1)?),
     }
+}
+
+fn profiled() -> Result<Done> {
+    if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
+        return Ok(Done::Skipped(format!("{why:#}")));
+    }
+    if !recording::is_possible() {
+        return Ok(Done::Skipped("no qemu-img; `ci/setup.sh debug` installs it".into()));
+    }
+    zero(profile::check()?)
 }
 
 /// What it takes to replay in gdb, and is missing.

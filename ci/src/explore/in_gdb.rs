@@ -9,11 +9,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::again::{TRIES, once};
-use super::{Outcome, Plan, recording, with_seed};
+use super::{Outcome, Plan, TIMEOUT, with_seed};
 use crate::debug::{self, Start};
+use crate::qemu::Direction;
 use crate::report::Verdict;
-use crate::symbols;
 use crate::target::Target;
+use crate::{recording, symbols};
 
 /// Runs a seed again in gdb: to its failure or its end, or to the event of a processor that is written as in the trace, `CPU:NUMBER`.
 pub(crate) fn replay_in_gdb(plan: &Plan, seed: u64, at: Option<&str>, reverse: bool) -> Result<u8> {
@@ -45,14 +46,14 @@ pub(crate) fn replay_in_gdb(plan: &Plan, seed: u64, at: Option<&str>, reverse: b
     };
     target.machine = with_seed(&target, seed, plan.rounds);
     if let (true, Some(outcome)) = (reverse, &known) {
-        match recording::make(&mut target, folder.path())? {
-            Some(digest) if outcome.run.trace.as_ref().is_some_and(|trace| trace.digest == digest) => {
-                println!("recorded: the same run as without a recording, by its trace: {digest:016x}");
-            }
-            Some(digest) => {
-                println!("recorded: ANOTHER RUN than without a recording, by its trace: {digest:016x}")
-            }
-            None => return Ok(Verdict::Interrupted.exit_status()),
+        let Some(recorded) = recording::make(&mut target, folder.path(), Direction::Play, TIMEOUT)? else {
+            return Ok(Verdict::Interrupted.exit_status());
+        };
+        let digest = recorded.digest.context("the recorded run left no trace")?;
+        if outcome.run.trace.as_ref().is_some_and(|trace| trace.digest == digest) {
+            println!("recorded: the same run as without a recording, by its trace: {digest:016x}");
+        } else {
+            println!("recorded: ANOTHER RUN than without a recording, by its trace: {digest:016x}");
         }
         println!("reverse-stepi, reverse-continue and the like work, each in as long as the run takes");
     }
@@ -158,7 +159,7 @@ pub(crate) fn check_reverse(seed: u64) -> Result<u8> {
     let mut target = short(1, seed)?;
     let to_end = ends(&target)?;
     let folder = tempfile::tempdir().context("a folder for the recording")?;
-    if recording::make(&mut target, folder.path())?.is_none() {
+    if recording::make(&mut target, folder.path(), Direction::Play, TIMEOUT)?.is_none() {
         return Ok(Verdict::Interrupted.exit_status());
     }
     let back = [
