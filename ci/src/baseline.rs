@@ -15,6 +15,7 @@ use std::fmt::Write as _;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::bench::Times;
 use crate::guest;
 
 /// A row may grow by this much over the baseline, in percent. Counts are exact: this is no tolerance for noise, but lets
@@ -83,7 +84,8 @@ pub(crate) fn rows(serial: &[u8], processors: u32) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn row(fields: &[&str], processors: u32) -> Result<Row> {
+/// The line of one row.
+pub(crate) fn row(fields: &[&str], processors: u32) -> Result<Row> {
     let ["samples", samples, "min", min, "median", median, "max", max, "bound", bound] =
         fields.get(1..).unwrap_or_default()
     else {
@@ -168,9 +170,26 @@ pub(crate) fn of(rows: &[Row]) -> Baseline {
 }
 
 /// The table that a person reads.
-pub(crate) fn table(rows: &[Row], baseline: &Baseline) -> String {
-    let header = ["row", "CPUs", "min", "median", "max", "bound", "verdict", "baseline", "change"];
-    markdown(header, rows.iter().map(|row| cells(row, baseline.get(&row.name))))
+pub(crate) fn table(rows: &[Row], baseline: &Baseline, times: &Times) -> String {
+    let header = ["row", "CPUs", "min", "median", "max", "bound", "verdict", "baseline", "change", "time"];
+    markdown(
+        header,
+        rows.iter().map(|row| {
+            let [a, b, c, d, e, f, g, h, i] = cells(row, baseline.get(&row.name));
+            [
+                a,
+                b,
+                c,
+                d,
+                e,
+                f,
+                g,
+                h,
+                i,
+                times.get(&row.name).map_or_else(String::new, |time| format!("{time:.0}")),
+            ]
+        }),
+    )
 }
 
 /// The counts alone, for the documentation.
@@ -372,11 +391,11 @@ mod tests {
     fn the_table_shows_verdict_and_change() {
         let baseline = of(&[measured("a", 5, 5, None), measured("b", 10, 10, None)]);
         let rows = [measured("a", 5, 5, Some(4)), measured("b", 8, 8, None), measured("c", 1, 1, None)];
-        let text = table(&rows, &baseline);
+        let text = table(&rows, &baseline, &Times::from([("b".to_owned(), 16.4)]));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 5);
         assert!(lines[2].contains("BOUND") && lines[2].contains("0 %"), "{text}");
-        assert!(lines[3].contains("ok") && lines[3].contains("-20.0 %"), "{text}");
+        assert!(lines[3].contains("ok") && lines[3].contains("-20.0 % |   16 |"), "{text}");
         assert!(lines[4].contains("new"), "{text}");
     }
 }

@@ -1,5 +1,10 @@
-//! Boots the bench image under the instruction counter, and compares what it counted with the bounds and the baseline.
+//! Boots the bench image under the instruction counter, and compares what it counted with the bounds and the baseline; then without it, for
+//! what the counter doesn't see.
 
+mod chart;
+mod ticks;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,12 +62,35 @@ pub(crate) fn run(mode: Mode) -> Result<u8> {
     }
     let stored = stored()?;
     let findings = baseline::compare(&rows, &stored);
-    print!("{}", baseline::table(&rows, &stored));
+    // No verdict depends on them, as they differ from run to run.
+    let times = if mode == Mode::Check { BTreeMap::new() } else { ticks::measure()? };
+    print!("{}", baseline::table(&rows, &stored, &times));
     let account = image::target_dir().join("bench.json");
-    write(&account, &rows)?;
+    let timed = |row| Timed { row, time: times.get(&row.name).copied() };
+    write(&account, &rows.iter().map(timed).collect::<Vec<_>>())?;
     println!("instructions; as JSON in {}", account.display());
+    if mode != Mode::Check {
+        let picture = image::target_dir().join("bench.svg");
+        chart::draw(&picture, &rows, &times)?;
+        println!(
+            "time: without the counter, in instructions of a plain loop; as a chart in {}",
+            picture.display()
+        );
+    }
     Ok(judge(mode, &rows, &findings))
 }
+
+/// A row of the JSON.
+#[derive(serde::Serialize)]
+struct Timed<'a> {
+    #[serde(flatten)]
+    row: &'a Row,
+    /// As [`ticks::measure`] says.
+    time: Option<f64>,
+}
+
+/// By row: how many instructions of a plain loop take as long, without the instruction counter.
+pub(crate) type Times = BTreeMap<String, f64>;
 
 /// Prints the findings, and says whether they count. A baseline can excuse growth, but not a bound.
 fn judge(mode: Mode, rows: &[Row], findings: &[Finding]) -> u8 {

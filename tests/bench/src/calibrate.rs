@@ -52,6 +52,14 @@ pub(crate) fn local(at: &mut Irql<Passive>) -> bool {
     nothing && one && at_passive && at_dispatch
 }
 
+/// Where the counter counts time: what the known loop takes, by half of its readings.
+pub(crate) fn tell_ticks() {
+    let mut readings = [0; REPEATS as usize];
+    readings.fill_with(known_loop);
+    readings.sort_unstable();
+    kernel::info!("loop {LENGTH} takes {}", readings[readings.len() / 2]);
+}
+
 /// Between this processor and others: what they execute is counted here, all of it and nothing else.
 pub(crate) fn between_processors(at: &mut Irql<Passive>) -> bool {
     local(at) && target_is_counted(at) && parking_is_known(at) && halted_cost_nothing(at)

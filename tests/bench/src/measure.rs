@@ -66,12 +66,15 @@ pub(crate) fn count(operation: impl FnOnce()) -> u32 {
 
 /// Measures what measuring costs.
 pub(crate) fn learn_cost() {
-    // The first readings may meet something that happens once; the last counts.
-    for _ in 0..16 {
+    // The first readings may meet something that happens once, and where the counter counts time, any may.
+    let mut readings = [0; 63];
+    for reading in &mut readings {
         start();
         stop();
-        COST.store(raw(&START, &STOP), Ordering::Relaxed);
+        *reading = raw(&START, &STOP);
     }
+    readings.sort_unstable();
+    COST.store(readings[readings.len() / 2], Ordering::Relaxed);
 }
 
 /// Uses a value without an instruction, so that what computes it is not optimised away.

@@ -7,10 +7,19 @@
 //! row NAME samples N min A median B max C bound D     D is `-` where there is none
 //! bench: N rows
 //! ```
+//!
+//! With the word `ticks` on the command line the TSC is no instruction counter: rows are in its ticks, and in place of the calibrations there
+//! is what a loop of known length takes.
+//!
+//! ```text
+//! loop L takes T                                      L instructions in T ticks
+//! ```
 
 use core::fmt;
 
 use arch::exit::Outcome;
+use kernel::boot::command_line::CommandLine;
+use kernel::boot::facts;
 use kernel::ke::{clock, prcb};
 use sync::irql::{Dispatch, Irql, Passive};
 
@@ -38,7 +47,9 @@ pub(crate) fn main(at: &mut Irql<Passive>) -> Outcome {
         }
         park::wait_for_all();
     }
-    if !(if alone { calibrate::local(at) } else { calibrate::between_processors(at) }) {
+    if CommandLine::new(facts().info.command_line).has("ticks") {
+        calibrate::tell_ticks();
+    } else if !(if alone { calibrate::local(at) } else { calibrate::between_processors(at) }) {
         return Outcome::Failed;
     }
     let areas = match (alone, many) {
