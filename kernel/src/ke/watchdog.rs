@@ -149,6 +149,9 @@ impl Watch {
     /// Looks: what it has not seen before it counts from now. When to look next.
     pub fn look(&self, sight: Sight, limits: Limits, now: u64) -> Result<u64, Violation> {
         let Some(seen) = sight.dpc else {
+            // A stay has a DPC under way from its first one to its end. So a DPC that the next look finds is of a stay that is no older than
+            // this, though none may have ended in between.
+            set(&self.stay_since, now);
             let sample = self.sample(sight.raised, limits, now)?;
             return Ok(self.see_nothing(sight.stay_ended, limits, now).min(sample));
         };
@@ -243,6 +246,22 @@ mod tests {
         for _ in 0..100 {
             now = watch.look(dpc(true, true), LIMITS, now).unwrap();
         }
+    }
+
+    /// What a nudge right before the first DPC of a stay, and one right behind, find after minutes in which no other look met a DPC.
+    #[test]
+    fn a_stay_that_no_look_has_met_begins_behind_the_last_look() {
+        let watch = Watch::new();
+        let mut now = watch.begin(LIMITS, 0);
+        let between = Sight { stay_ended: true, ..NOTHING };
+        while now < 3 * LIMITS.total {
+            now = watch.look(between, LIMITS, now).unwrap();
+        }
+        watch.look(Sight { raised: true, ..between }, LIMITS, now).unwrap();
+        assert_eq!(watch.look(dpc(true, false), LIMITS, now + 1), Ok(now + 1 + LIMITS.single));
+        // And if it doesn't end, it is found.
+        let (found, violation) = until_found(&watch, dpc(true, false), now + 1);
+        assert_eq!((found, violation.kind), (now + LIMITS.total, 1));
     }
 
     #[test]
