@@ -25,6 +25,12 @@ const GROWTH_PERCENT: u64 = 3;
 /// What a row must have at least.
 const LEAST_SAMPLES: u64 = 1000;
 
+/// What an operation may take more, in percent, where eight processors do it at once, each with its own things.
+const SCALING_PERCENT: u64 = 10;
+
+/// Rows that go by the machine's lists of free pages: blocks are split and merged there as their neighbours happen to be free.
+const SHARED: &[&str] = &["memory::page_by_40"];
+
 /// Around the table in docs/performance.md, which is written with the baseline.
 const TABLE_BEGINS: &str = "<!-- counts: written by `make bench BLESS=1` -->";
 const TABLE_ENDS: &str = "<!-- end of counts -->";
@@ -106,6 +112,8 @@ pub(crate) enum Finding {
     ExceedsBound { row: String, max: u64, bound: u64 },
     /// Median or maximum has grown.
     Grew { row: String, from: Counts, to: Counts },
+    /// More work for an operation where more processors do it.
+    Scales { row: String, alone: u64, together: u64 },
     /// Not in the baseline.
     New(String),
     /// In the baseline, but not measured.
@@ -122,6 +130,10 @@ impl fmt::Display for Finding {
                 f,
                 "{row}: grew by more than {GROWTH_PERCENT} % (median {} to {}, max {} to {})",
                 from.median, to.median, from.max, to.max
+            ),
+            Self::Scales { row, alone, together } => write!(
+                f,
+                "{row}: {alone} instructions alone, {together} where eight processors do it: more than {SCALING_PERCENT} %"
             ),
             Self::New(row) => write!(f, "{row}: not in the baseline"),
             Self::Missing(row) => write!(f, "{row}: in the baseline, but not measured"),
@@ -146,9 +158,19 @@ pub(crate) fn compare(rows: &[Row], baseline: &Baseline) -> Vec<Finding> {
             Some(_) => {}
         }
     }
+    findings.extend(rows.iter().filter_map(|row| scales(row, rows)));
     let gone = baseline.keys().filter(|name| !seen.contains_key(name.as_str()));
     findings.extend(gone.cloned().map(Finding::Missing));
     findings
+}
+
+/// Compares what one processor takes, by the name, with what each of eight does.
+fn scales(one: &Row, rows: &[Row]) -> Option<Finding> {
+    let name = one.name.strip_suffix("_on_1").filter(|name| !SHARED.contains(name))?;
+    let eight = rows.iter().find(|row| row.name.strip_suffix("_on_each_of_8") == Some(name))?;
+    let (alone, together) = (one.counts.median, eight.counts.median);
+    let row = name.to_owned();
+    (together * 100 > alone * (100 + SCALING_PERCENT)).then_some(Finding::Scales { row, alone, together })
 }
 
 fn exceeds(row: &Row) -> Option<Finding> {
@@ -343,6 +365,18 @@ mod tests {
         assert_eq!(found(50, 60), 0);
         let zero = of(&[measured("a", 0, 0, None)]);
         assert_eq!(compare(&[measured("a", 1, 1, None)], &zero).len(), 1);
+    }
+
+    #[test]
+    fn what_takes_more_with_more_processors_is_found() {
+        let found = |name: &str, alone, together| {
+            let [one, eight] = ["_on_1", "_on_each_of_8"].map(|end| format!("{name}{end}"));
+            let rows = [measured(&one, alone, 200, None), measured(&eight, together, 200, None)];
+            compare(&rows, &of(&rows))
+        };
+        assert_eq!(found("a", 100, 110), []);
+        assert_eq!(found("a", 100, 111), [Finding::Scales { row: "a".into(), alone: 100, together: 111 }]);
+        assert_eq!(found(SHARED[0], 100, 120), []);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! It is booted under QEMU's instruction counter, where the TSC moves by one with each instruction that any processor
 //! executes. `runner` samples each row of the tables and prints one line for it; judging is the harness's (`make bench`).
-//! One boot has a single processor and runs the local rows, one has four and runs those between processors, one eight, which all
-//! do the same.
+//! One boot has a single processor and runs the local rows, one has four and runs those between processors; those where all processors do the
+//! same are in the boots with one, two, four and eight.
 //!
 //! To add a row to an area (`irql`, `locks`, `ex`, `interrupts`, `switch`, `dpc`, `time`, `memory`, `process`, `ipi`):
 //! 1. write an `#[inline(never)]` function that takes the token it starts with and returns `measure::count(|| operation)`;

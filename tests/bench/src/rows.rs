@@ -25,6 +25,8 @@ pub(crate) const LOCAL: &[Area] = &[
 pub(crate) const IDLE: &[Area] = &[wakes::AREA];
 /// Rows between processors: the boot with four runs them.
 pub(crate) const BETWEEN: &[Area] = &[ipi::AREA, memory::BETWEEN, tlb::AREA, together::ON_FOUR];
+/// Rows of the boot with two.
+pub(crate) const TWO: &[Area] = &[together::ON_TWO];
 /// Rows of the boot with eight.
 pub(crate) const MANY: &[Area] = &[together::ON_EIGHT];
 

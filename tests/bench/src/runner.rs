@@ -33,13 +33,14 @@ const WARM_UP: usize = 32;
 
 pub(crate) fn main(at: &mut Irql<Passive>) -> Outcome {
     measure::learn_cost();
-    let (alone, many) = (prcb::count() == 1, prcb::count() > 4);
+    let count = prcb::count();
+    let alone = count == 1;
     if park::stay_on_the_first(at).is_err() {
         return Outcome::Failed;
     }
     let mut printed = 0;
     if !alone {
-        if !many {
+        if count == 4 {
             printed += run(rows::IDLE, at);
         }
         if park::prepare(at).is_err() {
@@ -52,10 +53,11 @@ pub(crate) fn main(at: &mut Irql<Passive>) -> Outcome {
     } else if !(if alone { calibrate::local(at) } else { calibrate::between_processors(at) }) {
         return Outcome::Failed;
     }
-    let areas = match (alone, many) {
-        (true, _) => rows::LOCAL,
-        (_, false) => rows::BETWEEN,
-        (_, true) => rows::MANY,
+    let areas = match count {
+        1 => rows::LOCAL,
+        2 => rows::TWO,
+        4 => rows::BETWEEN,
+        _ => rows::MANY,
     };
     printed += run(areas, at);
     kernel::info!("bench: {printed} rows");

@@ -19,6 +19,10 @@ use sync::irql::{Dispatch, Irql, Passive};
 use crate::measure::count;
 use crate::rows::{Area, passive};
 
+mod apart;
+
+use apart::{dpcs, no_dpcs, no_pairs, pairs, timers};
+
 macro_rules! area {
     ($($name:literal)*) => {
         Area {
@@ -29,12 +33,16 @@ macro_rules! area {
                 passive(concat!("memory::pool_64", $name), |at| each(pool_64, nothing, ROUNDS, at)).at_most(70),
                 passive(concat!("memory::pool_64_by_40", $name), |at| each(pool_64_by_40, nothing_once, BATCH, at)),
                 passive(concat!("memory::pool_4096", $name), |at| each(pool_4096, nothing, ROUNDS, at)).at_most(150),
+                passive(concat!("timer::set_cancel", $name), |at| each(timers, nothing, ROUNDS, at)),
+                passive(concat!("dpc::queue_and_run", $name), |at| each(dpcs, no_dpcs, ROUNDS, at)),
+                passive(concat!("waits::round_trip_of_a_pair", $name), |at| each(pairs, no_pairs, ROUNDS, at)),
             )*],
         }
     };
 }
 
 pub(crate) const ON_ONE: Area = area!("_on_1");
+pub(crate) const ON_TWO: Area = area!("_on_each_of_2");
 pub(crate) const ON_FOUR: Area = area!("_on_each_of_4");
 pub(crate) const ON_EIGHT: Area = area!("_on_each_of_8");
 
@@ -45,22 +53,30 @@ const ROUNDS: u32 = 4;
 const BATCH: u32 = 40;
 const TAG: Tag = Tag::new(b"Bnch");
 
-type Rounds = fn(&mut Irql<Dispatch>);
+/// In the DPC: a processor's part, or the beginning of one that says itself when it is done; false then.
+type Rounds = fn(&mut Irql<Dispatch>) -> bool;
 
 static DPCS: [Dpc; MOST] = [const { Dpc::new(routine) }; MOST];
 /// Processors that have done their part.
 static DONE: AtomicU32 = AtomicU32::new(0);
 
-fn prepare(_: &mut Irql<Passive>) {
+fn prepare(at: &mut Irql<Passive>) {
     for (number, dpc) in (0..prcb::count()).zip(&DPCS) {
         dpc.set_target(Some(number));
+        apart::prepare(number, at);
     }
 }
 
 fn routine(_: &'static Dpc, at: &mut Irql<Dispatch>, [rounds, _]: [usize; 2]) {
     // SAFETY: `sum` passed one.
     let rounds = unsafe { core::mem::transmute::<usize, Rounds>(rounds) };
-    rounds(at);
+    if rounds(at) {
+        done();
+    }
+}
+
+/// This processor has done its part.
+fn done() {
     DONE.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -95,30 +111,31 @@ fn clocks() -> u32 {
 }
 
 #[inline(always)]
-fn repeat(rounds: u32, mut operation: impl FnMut()) {
+fn repeat(rounds: u32, mut operation: impl FnMut()) -> bool {
     for _ in 0..rounds {
         operation();
         arch::cpu::spin_hint();
     }
+    true
 }
 
-fn nothing(_: &mut Irql<Dispatch>) {
-    repeat(ROUNDS, || {});
+fn nothing(_: &mut Irql<Dispatch>) -> bool {
+    repeat(ROUNDS, || {})
 }
 
-fn nothing_once(_: &mut Irql<Dispatch>) {
-    repeat(1, || {});
+fn nothing_once(_: &mut Irql<Dispatch>) -> bool {
+    repeat(1, || {})
 }
 
-fn pages(at: &mut Irql<Dispatch>) {
+fn pages(at: &mut Irql<Dispatch>) -> bool {
     repeat(ROUNDS, || {
         if let Ok(page) = physical::allocate(at) {
             physical::free(core::hint::black_box(page), at);
         }
-    });
+    })
 }
 
-fn pages_by_40(at: &mut Irql<Dispatch>) {
+fn pages_by_40(at: &mut Irql<Dispatch>) -> bool {
     repeat(1, || {
         let mut held = [const { None::<Page> }; BATCH as usize];
         for slot in &mut held {
@@ -127,29 +144,29 @@ fn pages_by_40(at: &mut Irql<Dispatch>) {
         for page in held.into_iter().flatten() {
             physical::free(page, at);
         }
-    });
+    })
 }
 
-fn pool_64(at: &mut Irql<Dispatch>) {
-    pool_pairs(64, at);
+fn pool_64(at: &mut Irql<Dispatch>) -> bool {
+    pool_pairs(64, at)
 }
 
-fn pool_4096(at: &mut Irql<Dispatch>) {
-    pool_pairs(4096, at);
+fn pool_4096(at: &mut Irql<Dispatch>) -> bool {
+    pool_pairs(4096, at)
 }
 
 #[inline(always)]
-fn pool_pairs(size: usize, at: &mut Irql<Dispatch>) {
+fn pool_pairs(size: usize, at: &mut Irql<Dispatch>) -> bool {
     let size = core::hint::black_box(size);
     repeat(ROUNDS, || {
         if let Ok(block) = pool::allocate(TAG, size, at) {
             // SAFETY: just allocated, with this tag.
             unsafe { pool::free(core::hint::black_box(block.cast()), TAG, at) };
         }
-    });
+    })
 }
 
-fn pool_64_by_40(at: &mut Irql<Dispatch>) {
+fn pool_64_by_40(at: &mut Irql<Dispatch>) -> bool {
     repeat(1, || {
         let mut held = [None; BATCH as usize];
         for slot in &mut held {
@@ -159,5 +176,5 @@ fn pool_64_by_40(at: &mut Irql<Dispatch>) {
             // SAFETY: allocated above, with this tag.
             unsafe { pool::free(block.cast(), TAG, at) };
         }
-    });
+    })
 }
