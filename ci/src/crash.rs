@@ -146,8 +146,8 @@ fn dumped(crash: &Crash, run: &Run, target: &Target) -> Result<(), String> {
     let write = || {
         let folder = tempfile::tempdir()?;
         let core = folder.path().join("core");
-        dump::write(&core, &trace.memory, trace.root, &String::from_utf8_lossy(&run.serial))?;
-        dump::check(&core, &target.machine.image, crash.cpus)
+        let waiting = dump::write(&core, trace, &String::from_utf8_lossy(&run.serial))?;
+        dump::check(&core, &target.machine.image, crash.cpus, &waiting)
     };
     write().map_err(|why: anyhow::Error| format!("its core: {why:#}"))
 }

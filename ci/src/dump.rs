@@ -1,11 +1,13 @@
 //! A core file of a guest that a bugcheck has ended: for gdb, with the image's symbols.
 //!
 //! Memory is the guest's, once, with a segment for each range that its page tables map; what they map and nothing backs (devices) is
-//! left out. Processors are gdb's threads, with the registers that the report shows: where each was when it was stopped.
+//! left out. Processors are gdb's threads 1 and up, with the registers that the report shows: where each was when it was stopped. The kernel's
+//! threads that don't run follow, their numbers behind [`FIRST_THREAD`], with the registers that their last switch saved.
 //!
 //! Sources: System V ABI, "Program Header"; the Linux core file's `prstatus` note for x86-64, which gdb reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -14,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::guest;
 use crate::memory::{Mapping, Memory, PAGE};
+use crate::trace::decode::{Threads, Trace};
 
 /// Registers by the names that the report has for them.
 type Registers = BTreeMap<String, u64>;
@@ -23,6 +26,8 @@ const ORDER: [&str; 21] = [
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
     "-", "rip", "cs", "rflags", "rsp", "ss",
 ];
+/// Behind the processors.
+const FIRST_THREAD: u64 = 1000;
 const PRSTATUS: usize = 336;
 const PID_AT: usize = 32;
 const REGISTERS_AT: usize = 112;
@@ -56,12 +61,83 @@ pub(crate) fn registers(serial: &str) -> BTreeMap<u64, Registers> {
     processors
 }
 
-/// Writes the core of a guest with this memory and page tables.
-pub(crate) fn write(path: &Path, memory: &Memory, root: u64, serial: &str) -> Result<()> {
+/// A thread that doesn't run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Thread {
+    number: u64,
+    name: String,
+    registers: Registers,
+}
+
+/// What a switch leaves on the stack (arch/src/x86_64/switch.rs), from the saved stack pointer up.
+const SAVED: [&str; 7] = ["r15", "r14", "r13", "r12", "rbx", "rbp", "rip"];
+/// More are no list.
+const MOST_THREADS: usize = 1 << 16;
+
+/// The threads whose registers are in memory. The list may end early where a processor was stopped in its midst.
+pub(crate) fn threads(memory: &Memory, root: u64, places: &Threads) -> Vec<Thread> {
+    let bytes = |at: u64, count| memory.mapped(root, at, count).ok();
+    let word = |at: u64| Some(u64::from_le_bytes(bytes(at, 8)?.try_into().ok()?));
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut next = if places.first == 0 { None } else { word(places.first) };
+    while let Some(at) = next.filter(|&at| at != 0 && seen.len() < MOST_THREADS && seen.insert(at)) {
+        next = word(at.wrapping_add(places.next_at));
+        let thread = || {
+            let user = u32::from_le_bytes(bytes(at.wrapping_add(places.user_at), 4)?.try_into().ok()?);
+            let stack = word(at.wrapping_add(places.stack_at))?;
+            let name = bytes(at.wrapping_add(places.name_at), 16)?;
+            let name = String::from_utf8_lossy(name.get(..usize::from(name[15]))?).into_owned();
+            let mut registers = Registers::new();
+            for (place, register) in (0..).zip(SAVED) {
+                registers.insert(register.to_owned(), word(stack.wrapping_add(8 * place))?);
+            }
+            // As they are behind the switch's return.
+            registers.insert("rsp".to_owned(), stack.wrapping_add(8 * SAVED.len() as u64));
+            registers.extend([("cs", 0x10), ("ss", 0x18)].map(|(name, value)| (name.to_owned(), value)));
+            let number = word(at.wrapping_add(places.number_at))?;
+            (user == 0).then_some(Thread { number, name, registers })
+        };
+        found.extend(thread());
+    }
+    found
+}
+
+/// The threads that don't run, as gdb calls them, for who looks at the core.
+pub(crate) fn described(threads: &[Thread]) -> String {
+    let mut text = String::new();
+    for Thread { number, name, .. } in threads {
+        let _ = write!(
+            text,
+            "{}LWP {} \"{name}\"",
+            if text.is_empty() { "" } else { ", " },
+            FIRST_THREAD + number
+        );
+    }
+    text
+}
+
+/// Writes the core of the guest that left this trace, and `serial`; the threads in it that didn't run.
+pub(crate) fn write(path: &Path, trace: &Trace, serial: &str) -> Result<Vec<Thread>> {
+    let (memory, root) = (&trace.memory, trace.root);
     let processors = registers(serial);
     ensure!(!processors.is_empty(), "the report shows no registers");
+    let waiting = threads(memory, root, &trace.threads);
+    write_core(path, memory, root, &processors, &waiting)?;
+    Ok(waiting)
+}
+
+fn write_core(
+    path: &Path,
+    memory: &Memory,
+    root: u64,
+    processors: &BTreeMap<u64, Registers>,
+    waiting: &[Thread],
+) -> Result<()> {
     let mappings = memory.mappings(root)?;
-    let notes: Vec<u8> = processors.iter().flat_map(|(&number, registers)| note(number, registers)).collect();
+    let running = processors.iter().map(|(&number, registers)| note(number + 1, registers));
+    let waiting = waiting.iter().map(|thread| note(FIRST_THREAD + thread.number, &thread.registers));
+    let notes: Vec<u8> = running.chain(waiting).flatten().collect();
     let headers = HEADER + (mappings.len() + 1) * PROGRAM_HEADER;
     let data = (headers + notes.len()).next_multiple_of(PAGE as usize) as u64;
     let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
@@ -94,10 +170,10 @@ fn program_header(kind: u32, flags: u32, offset: u64, address: u64, bytes: u64) 
     header
 }
 
-/// NT_PRSTATUS, with the processor's number plus one as the process: zero is none.
+/// NT_PRSTATUS of what gdb calls that; zero is none.
 fn note(number: u64, registers: &Registers) -> Vec<u8> {
     let mut status = vec![0; PRSTATUS];
-    status[PID_AT..PID_AT + 4].copy_from_slice(&(number as u32 + 1).to_le_bytes());
+    status[PID_AT..PID_AT + 4].copy_from_slice(&(number as u32).to_le_bytes());
     for (at, name) in ORDER.iter().enumerate() {
         let value = registers.get(*name).copied().unwrap_or(0);
         status[REGISTERS_AT + at * 8..][..8].copy_from_slice(&value.to_le_bytes());
@@ -108,8 +184,9 @@ fn note(number: u64, registers: &Registers) -> Vec<u8> {
     note
 }
 
-/// Whether the core at `path` has a thread for each of `cpus`, and its text is the image's.
-pub(crate) fn check(path: &Path, image: &Path, cpus: u32) -> Result<()> {
+/// Whether the core at `path` has a thread for each of `cpus` and of those that wait, of which the kernel's own are some, each where a switch
+/// goes on; and whether its text is the image's.
+pub(crate) fn check(path: &Path, image: &Path, cpus: u32, waiting: &[Thread]) -> Result<()> {
     use object::read::elf::{FileHeader, ProgramHeader};
     use object::{Object, ObjectSection, SectionKind};
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
@@ -124,12 +201,20 @@ pub(crate) fn check(path: &Path, image: &Path, cpus: u32) -> Result<()> {
             }
         }
     }
-    ensure!(threads == cpus, "{threads} threads in the core of {cpus} processors");
+    let wanted = cpus as usize + waiting.len();
+    ensure!(threads == wanted, "{threads} threads in the core, not {wanted}");
+    let own = |name: &str| waiting.iter().filter(|thread| thread.name == name).count();
+    ensure!(own("threaded DPCs") == cpus as usize, "the kernel's own threads: {}", described(waiting));
     let image = std::fs::read(image)?;
     let image = object::File::parse(&*image)?;
     let text = image.sections().find(|section| section.kind() == SectionKind::Text).context("no text")?;
     // What is patched at start lies elsewhere than in the first page: the stubs' table.
     let (address, wanted) = (text.address(), &text.data()?[..256]);
+    let in_text = address..address + text.size();
+    for Thread { name, registers, .. } in waiting {
+        let rip = registers["rip"];
+        ensure!(in_text.contains(&rip), "the thread \"{name}\" goes on at {rip:#x}");
+    }
     let found = segments
         .iter()
         .find_map(|segment| segment.data_range(endian, &*bytes, address, wanted.len() as u64).ok().flatten());
@@ -159,6 +244,43 @@ mod tests {
         assert!(registers("no report").is_empty());
     }
 
+    /// Two threads in one page: one waits, one is on its stack.
+    #[test]
+    fn threads_are_found_by_their_list() {
+        let page = 0xFFFF_FFFF_8000_0000_u64;
+        let word = |at: u64, value: u64| (at, value.to_le_bytes().to_vec());
+        let memory = memory(
+            4 << 20,
+            &[
+                word(0x1000 + 511 * 8, 0x2000 | 1),
+                word(0x2000 + 510 * 8, 0x3000 | 1),
+                word(0x3000, 0x4000 | 1),
+                word(0x4000, 0x5000 | 1),
+                word(0x5000, page + 0x100),
+                // The first: next, stack, user, number, name.
+                word(0x5100, page + 0x200),
+                word(0x5108, page + 0x300),
+                word(0x5118, 7),
+                (0x5120, b"waits\0\0\0\0\0\0\0\0\0\0\x05".to_vec()),
+                // The second leads back to the first.
+                word(0x5200, page + 0x100),
+                word(0x5208, page + 0x300),
+                word(0x5210, 1),
+                word(0x5300 + 5 * 8, 0xBB),
+                word(0x5300 + 6 * 8, 0xAA),
+            ],
+        );
+        let places =
+            Threads { first: page, next_at: 0, stack_at: 8, user_at: 16, number_at: 24, name_at: 32 };
+        let found = threads(&memory, 0x1000, &places);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].number, found[0].name.as_str()), (7, "waits"));
+        let registers = &found[0].registers;
+        assert_eq!((registers["rip"], registers["rbp"], registers["rsp"]), (0xAA, 0xBB, page + 0x338));
+        assert_eq!(described(&found), "LWP 1007 \"waits\"");
+        assert!(threads(&memory, 0x1000, &Threads::default()).is_empty());
+    }
+
     #[test]
     fn a_core_has_the_guests_memory_where_it_was_mapped() {
         let entry = |at: u64, value: u64| (at, value.to_le_bytes().to_vec());
@@ -175,7 +297,7 @@ mod tests {
             ],
         );
         let file = tempfile::NamedTempFile::new().expect("a file");
-        write(file.path(), &memory, 0x1000, REPORT).expect("written");
+        write_core(file.path(), &memory, 0x1000, &registers(REPORT), &[]).expect("written");
         let bytes = std::fs::read(file.path()).expect("a core");
         let core = object::File::parse(&*bytes).expect("an ELF file");
         let segments: Vec<(u64, u64)> = object::Object::segments(&core)

@@ -297,8 +297,13 @@ fn smp(args: &SmpArgs) -> Result<u8> {
     }
     if let (Verdict::Bugcheck(_), Some(trace)) = (&verdict, &run.trace) {
         let core = image::target_dir().join("crash.core");
-        match dump::write(&core, &trace.memory, trace.root, &String::from_utf8_lossy(&run.serial)) {
-            Ok(()) => println!("gdb {} {}", target.machine.image.display(), core.display()),
+        match dump::write(&core, trace, &String::from_utf8_lossy(&run.serial)) {
+            Ok(waiting) => println!(
+                "gdb {} {}\n  there: LWP 1 and up, the processors; {}",
+                target.machine.image.display(),
+                core.display(),
+                dump::described(&waiting)
+            ),
             Err(why) => eprintln!("warning: no core file: {why:#}"),
         }
     }

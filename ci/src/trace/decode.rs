@@ -10,6 +10,7 @@ const RECORD: usize = 32;
 const MOST_PROCESSORS: usize = 64;
 const MOST_RECORDS: u64 = 1 << 20;
 const RINGS_AT: usize = 0x50;
+const THREADS_AT: usize = 0x250;
 const KINDS_AT: usize = 0x300;
 const RING_HEAD: u64 = 64;
 
@@ -68,6 +69,23 @@ pub(crate) struct Coverage {
     pub(crate) hit: Vec<bool>,
 }
 
+/// Where the kernel's threads are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Threads {
+    /// Of the pointer to the first one.
+    pub(crate) first: u64,
+    /// In a thread: of the pointer to the next one.
+    pub(crate) next_at: u64,
+    /// Of the stack pointer that a switch saved.
+    pub(crate) stack_at: u64,
+    /// Of the processor that is on its stack, plus one: 4 bytes.
+    pub(crate) user_at: u64,
+    /// Of its number.
+    pub(crate) number_at: u64,
+    /// Of its name: 15 bytes, and their count.
+    pub(crate) name_at: u64,
+}
+
 /// A guest's trace.
 #[derive(Clone, Debug)]
 pub(crate) struct Trace {
@@ -81,6 +99,8 @@ pub(crate) struct Trace {
     pub(crate) tsc_start: u64,
     /// The kernel's page tables.
     pub(crate) root: u64,
+    /// The kernel's threads.
+    pub(crate) threads: Threads,
     /// If the guest was asked for it.
     pub(crate) coverage: Option<Coverage>,
     /// Of all rings, to the byte.
@@ -108,6 +128,16 @@ pub(crate) fn read(memory: &Memory) -> Result<Option<Trace>> {
             hit: memory.bytes(map, word(0x40))?.into_iter().map(|byte| byte != 0).collect(),
         }),
     };
+    let offset =
+        |index: usize| word(THREADS_AT + 8 + index / 2 * 8) >> (index % 2 * 32) & u64::from(u32::MAX);
+    let threads = Threads {
+        first: word(THREADS_AT),
+        next_at: offset(0),
+        stack_at: offset(1),
+        user_at: offset(2),
+        number_at: offset(3),
+        name_at: offset(4),
+    };
     let text = page[KINDS_AT..].split(|&byte| byte == 0).next().unwrap_or_default();
     Ok(Some(Trace {
         kinds: kinds(std::str::from_utf8(text).context("the description of the trace")?)?,
@@ -115,6 +145,7 @@ pub(crate) fn read(memory: &Memory) -> Result<Option<Trace>> {
         tsc_hz: word(0x18),
         tsc_start: word(0x20),
         root: word(0x28),
+        threads,
         coverage,
         digest: digest.0,
         memory: memory.clone(),

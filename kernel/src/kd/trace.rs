@@ -19,6 +19,8 @@
 //! | 0x28 | 8 | the kernel's page tables |
 //! | 0x30 | 24 | coverage: where the bytes are, or 0; the virtual address of the first; how many |
 //! | 0x50 | 8 each | the rings, by processor: events so far (8 bytes), records minus one (8), the records 64 bytes behind the start |
+//! | 0x250 | 8 | the virtual address of the pointer to the first of the threads that were started and have not ended |
+//! | 0x258 | 4 each | offsets in a thread: the pointer to the next, the saved stack pointer, the number of the processor that is on its stack plus one, its number, its name (15 bytes, and their count) |
 //! | 0x300 | to the end | the kinds of records, `arch::trace::DESCRIPTION`, then zeros |
 
 use core::sync::atomic::AtomicU64;
@@ -59,11 +61,14 @@ struct Directory {
     covered_bytes: u64,
     _spare: u64,
     rings: [u64; MAX_PROCESSORS],
+    first_thread: u64,
+    in_thread: [u32; 5],
 }
 
 const _: () = {
     use core::mem::offset_of;
     assert!(offset_of!(Directory, coverage) == 0x30 && offset_of!(Directory, rings) == 0x50);
+    assert!(offset_of!(Directory, first_thread) == 0x250);
     assert!(size_of::<Directory>() <= TEXT_AT && TEXT_AT + DESCRIPTION.len() < PAGE as usize);
 };
 
@@ -92,6 +97,7 @@ impl Rings {
         };
         directory.record = RECORD;
         directory.root = root;
+        (directory.first_thread, directory.in_thread) = crate::ke::wait::chain::for_debuggers();
         directory.tsc_hz = crate::ke::clock::tsc_hz();
         directory.tsc_start = crate::ke::clock::start_stamp();
         if line.has("coverage") {

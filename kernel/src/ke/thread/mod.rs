@@ -127,10 +127,17 @@ struct Registered {
 
 /// For reports: up to 15 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Name {
     bytes: [u8; 15],
     len: u8,
 }
+
+/// For debuggers: where a thread has its number and its name, 15 bytes and how many of them it has.
+#[cfg(feature = "verifier")]
+pub(in crate::ke) const NUMBER_AT: usize = core::mem::offset_of!(Thread, number);
+#[cfg(feature = "verifier")]
+pub(in crate::ke) const NAME_AT: usize = core::mem::offset_of!(Thread, name);
 
 impl Name {
     /// The first 15 bytes of `text`, cut between characters.

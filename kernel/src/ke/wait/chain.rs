@@ -27,7 +27,7 @@
 use core::cell::Cell;
 use core::fmt;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 
 use sync::SpinLock;
 use sync::event::Behind;
@@ -220,16 +220,32 @@ fn look(at: &mut Irql<Dispatch>) {
     }
 }
 
-/// The first and the last thread (C1).
+/// The last thread (C1).
 struct Live {
-    first: *const Thread,
     last: *const Thread,
 }
 
 // SAFETY: the threads in the list stay while they are in it (C1), and are `Sync`.
 unsafe impl Send for Live {}
 
-static LIVE: SpinLock<Live, ThreadLock> = SpinLock::new(Live { first: ptr::null(), last: ptr::null() });
+static LIVE: SpinLock<Live, ThreadLock> = SpinLock::new(Live { last: ptr::null() });
+/// The first (C1): under the lock. Beside it, so that a debugger finds it.
+static FIRST: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
+
+/// Where a debugger finds the threads when all stands still: the address of the pointer to the first; and in each thread the offsets of the
+/// pointer to the next, of the stack pointer that a switch saved, of the number of the processor whose stack is the thread's, plus one (0: its
+/// registers are saved), of the thread's number and of its name.
+pub(crate) fn for_debuggers() -> (u64, [u32; 5]) {
+    use core::mem::offset_of;
+    let offsets = [
+        offset_of!(Thread, blocked) + offset_of!(Blocked, next),
+        offset_of!(Thread, context),
+        offset_of!(Thread, stack_user),
+        thread::NUMBER_AT,
+        thread::NAME_AT,
+    ];
+    ((&raw const FIRST).addr() as u64, offsets.map(|offset| offset as u32))
+}
 
 /// `thread` is about to be started.
 pub(in crate::ke) fn enter(thread: &Thread, at: &mut Irql<Dispatch>) {
@@ -239,7 +255,7 @@ pub(in crate::ke) fn enter(thread: &Thread, at: &mut Irql<Dispatch>) {
     // SAFETY: C1.
     match unsafe { live.last.as_ref() } {
         Some(last) => last.blocked.next.set(thread),
-        None => live.first = thread,
+        None => FIRST.store(ptr::from_ref(thread).cast_mut(), Ordering::Relaxed),
     }
     live.last = thread;
 }
@@ -252,7 +268,7 @@ pub(in crate::ke) fn leave(me: &Thread, at: &mut Irql<Dispatch>) {
     unsafe {
         match previous.as_ref() {
             Some(previous) => previous.blocked.next.set(next),
-            None => live.first = next,
+            None => FIRST.store(next.cast_mut(), Ordering::Relaxed),
         }
         match next.as_ref() {
             Some(next) => next.blocked.previous.set(previous),
@@ -263,8 +279,8 @@ pub(in crate::ke) fn leave(me: &Thread, at: &mut Irql<Dispatch>) {
 
 /// Calls `f` with each thread of the list, until it breaks.
 fn for_each<R>(at: &mut Irql<Dispatch>, mut f: impl FnMut(&Thread) -> Option<R>) -> Option<R> {
-    let live = LIVE.lock(at);
-    let mut next = live.first;
+    let _live = LIVE.lock(at);
+    let mut next = FIRST.load(Ordering::Relaxed).cast_const();
     // SAFETY: C1.
     while let Some(thread) = unsafe { next.as_ref() } {
         if let Some(result) = f(thread) {
