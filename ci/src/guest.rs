@@ -10,6 +10,7 @@
 //! | `run  NAME` | a self-test starts |
 //! | `ok   NAME (N us)`, `FAIL NAME: reason`, `skip NAME: reason` | how it ended |
 //! | `selftest: P passed, F failed, S skipped` | all have ended |
+//! | `stress: vector V N ...` | how often each processor took a vector |
 //! | `stress: KIND N ops R/s p50 A p90 B p99 C max D ns` | a line of the table of the mixed phase |
 //! | `*** STOP 0xCODE NAME (0x.., 0x.., 0x.., 0x..)` | a bugcheck report begins |
 //! | `*** end of report` | and is complete |
@@ -124,6 +125,15 @@ pub(crate) struct Operation {
     pub(crate) max: u64,
 }
 
+/// How often a vector was taken since the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Interrupts {
+    /// The vector.
+    pub(crate) vector: u8,
+    /// By processor.
+    pub(crate) taken: Vec<u64>,
+}
+
 /// A line's meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -137,6 +147,8 @@ pub(crate) enum Event {
     Summary(Summary),
     /// `stress: ...` with numbers.
     Operation(Operation),
+    /// `stress: vector ...`.
+    Interrupts(Interrupts),
     /// `*** STOP ...`.
     Stop(Stop),
     /// `*** end of report`.
@@ -203,7 +215,10 @@ fn parse_stamped(text: &str) -> Option<Event> {
         "FAIL" => Some(Event::Ended(unhappy(rest, Outcome::Failed))),
         "skip" => Some(Event::Ended(unhappy(rest, Outcome::Skipped))),
         "selftest:" => parse_summary(rest).map(Event::Summary),
-        "stress:" => parse_operation(rest).map(Event::Operation),
+        "stress:" => match rest.strip_prefix("vector ") {
+            Some(rest) => parse_interrupts(rest).map(Event::Interrupts),
+            None => parse_operation(rest).map(Event::Operation),
+        },
         _ => None,
     }
 }
@@ -234,6 +249,13 @@ fn parse_operation(text: &str) -> Option<Operation> {
         p99: p99.parse().ok()?,
         max: max.parse().ok()?,
     })
+}
+
+fn parse_interrupts(text: &str) -> Option<Interrupts> {
+    let mut words = text.split_whitespace();
+    let vector = hex(words.next()?)?.try_into().ok()?;
+    let taken: Vec<u64> = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
+    (!taken.is_empty()).then_some(Interrupts { vector, taken })
 }
 
 fn parse_stop(text: &str) -> Option<Stop> {
@@ -269,6 +291,8 @@ pub(crate) struct Transcript {
     pub(crate) summaries: Vec<Summary>,
     /// The table of the mixed phase.
     pub(crate) operations: Vec<Operation>,
+    /// The table of interrupts behind it.
+    pub(crate) interrupts: Vec<Interrupts>,
     /// Bugcheck reports begun: a sane crash prints exactly one.
     pub(crate) stops: Vec<Stop>,
     /// Bugcheck reports that came to their end.
@@ -295,6 +319,7 @@ impl Transcript {
             }
             Event::Summary(summary) => self.summaries.push(*summary),
             Event::Operation(operation) => self.operations.push(operation.clone()),
+            Event::Interrupts(interrupts) => self.interrupts.push(interrupts.clone()),
             Event::Stop(stop) => self.stops.push(stop.clone()),
             Event::EndOfReport => self.whole_reports += 1,
             Event::FailedAgain => self.failed_again += 1,
@@ -361,6 +386,9 @@ mod tests {
         };
         assert_eq!(parse(line), Event::Operation(dpc));
         assert_eq!(parse("[    0.1 00] stress: 5 s, 100 operations"), Event::Text);
+        let interrupts = Interrupts { vector: 0x2F, taken: vec![17, 0] };
+        assert_eq!(parse("[    0.1 00] stress: vector 0x2f 17 0"), Event::Interrupts(interrupts));
+        assert_eq!(parse("[    0.1 00] stress: vector 0x2f"), Event::Text);
     }
 
     #[test]

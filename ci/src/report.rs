@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::guest::{Operation, Outcome, Stop, Test, Transcript};
+use crate::guest::{Interrupts, Operation, Outcome, Stop, Test, Transcript};
 use crate::run::{End, Run};
 use crate::symbols::Symbols;
 use crate::trace::last;
@@ -213,6 +213,34 @@ fn operations(operations: &[Operation]) -> String {
     text
 }
 
+/// The table of interrupts since the start, a column for each processor.
+fn interrupts(interrupts: &[Interrupts]) -> String {
+    let count = interrupts.iter().map(|row| row.taken.len()).max().unwrap_or(0);
+    let mut text = format!("  {:16}", "interrupts");
+    for processor in 0..count {
+        let _ = write!(text, " {:>9}", format!("cpu {processor}"));
+    }
+    text.push('\n');
+    for row in interrupts {
+        // arch/src/lib.rs, `vector`.
+        let name = match row.vector {
+            0x1F => "APC",
+            0x2F => "DISPATCH",
+            0xD1 => "clock",
+            0xD2 => "clock's owner",
+            0xE1 => "IPI",
+            0xFF => "spurious",
+            _ => "device",
+        };
+        let _ = write!(text, "  {:16}", format!("{:#04x} {name}", row.vector));
+        for taken in &row.taken {
+            let _ = write!(text, " {taken:>9}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
 /// The account of a run that a person reads last.
 pub(crate) fn print(run: &Run, verdict: &Verdict, symbols: &Symbols) {
     if let Some(whereabouts) = &run.whereabouts {
@@ -226,6 +254,9 @@ pub(crate) fn print(run: &Run, verdict: &Verdict, symbols: &Symbols) {
     }
     if !run.transcript.operations.is_empty() {
         println!("{}", operations(&run.transcript.operations));
+    }
+    if !run.transcript.interrupts.is_empty() {
+        println!("{}", interrupts(&run.transcript.interrupts));
     }
     let counted = run.transcript.counted();
     let online = match run.online {
@@ -270,6 +301,7 @@ struct Record<'a> {
     total_seconds: f64,
     tests: &'a [Test],
     operations: &'a [Operation],
+    interrupts: &'a [Interrupts],
     stops: &'a [Stop],
 }
 
@@ -290,6 +322,7 @@ pub(crate) fn write_json(
         total_seconds: run.total.as_secs_f64(),
         tests: &run.transcript.tests,
         operations: &run.transcript.operations,
+        interrupts: &run.transcript.interrupts,
         stops: &run.transcript.stops,
     };
     let text = serde_json::to_string_pretty(&record)?;
