@@ -31,7 +31,7 @@ use sync::irql::{Apc, Fixed, Irql, ObjectLock, Passive};
 
 use super::Wakeup;
 use crate::ke::bugcheck::{RoutineKind, StopCode, bugcheck};
-use crate::ke::thread::{self, Options};
+use crate::ke::thread::{self, Name, Options};
 use crate::ke::timer::Due;
 use crate::ke::wait;
 use crate::rtl::NtStatus;
@@ -54,7 +54,7 @@ pub enum Queue {
 }
 
 const PRIORITIES: [u8; 3] = [13, 12, 15];
-const NAMES: [&str; 3] = ["critical work", "delayed work", "urgent work"];
+const NAMES: [Name; 3] = [Name::new("critical work"), Name::new("delayed work"), Name::new("urgent work")];
 
 /// What a driver's item calls.
 pub type Routine = unsafe extern "win64" fn(*mut c_void);
@@ -364,7 +364,8 @@ pub fn workers<L: MaySignal>(queue: Queue, at: &mut Irql<L>) -> u32 {
 /// # Errors
 /// STATUS_INSUFFICIENT_RESOURCES.
 pub(crate) fn start(at: &mut Irql<Passive>) -> Result<(), NtStatus> {
-    let options = Options { name: "work manager", priority: 16, ideal: Some(0), ..Default::default() };
+    let options =
+        Options { name: Name::new("work manager"), priority: 16, ideal: Some(0), ..Default::default() };
     thread::spawn(&options, manage, 0, at)?;
     (0..QUEUES.len()).try_for_each(|number| add_worker(number, at))
 }

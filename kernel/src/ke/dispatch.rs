@@ -145,7 +145,7 @@ pub(crate) fn start_dpc_threads(at: &mut Irql<Passive>) -> Result<(), NtStatus> 
     for processor in prcb::all() {
         let number = processor.prcb().number();
         let options = thread::Options {
-            name: "threaded DPCs",
+            name: thread::Name::new("threaded DPCs"),
             priority: PRIORITIES - 1,
             affinity: Some(1 << number),
             ideal: Some(number),

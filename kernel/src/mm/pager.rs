@@ -130,7 +130,8 @@ pub fn register(store: &'static dyn BackingStore, at: &mut Irql<Passive>) -> Res
 }
 
 fn open(store: &'static dyn BackingStore, count: u32, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
-    let options = thread::Options { name: "page writer", priority: PRIORITY, ..Default::default() };
+    let options =
+        thread::Options { name: thread::Name::new("page writer"), priority: PRIORITY, ..Default::default() };
     let words = Frames::store_words(count);
     let Ok(bitmap) = pool::allocate(TAG, words * 8, at) else { return Err(NtStatus::INSUFFICIENT_RESOURCES) };
     let bitmap = bitmap.cast::<u64>();

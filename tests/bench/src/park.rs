@@ -37,7 +37,7 @@ pub(crate) fn stay_on_the_first(at: &mut Irql<Passive>) -> Result<(), NtStatus> 
 pub(crate) fn prepare(at: &mut Irql<Passive>) -> Result<(), NtStatus> {
     for number in 1..prcb::count() {
         let options = thread::Options {
-            name: "parked",
+            name: thread::Name::new("parked"),
             affinity: Some(1 << number),
             ideal: Some(number),
             ..Default::default()

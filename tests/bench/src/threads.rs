@@ -16,7 +16,7 @@ use kernel::ke::extended;
 use kernel::ke::mutant::Mutant;
 use kernel::ke::sched;
 use kernel::ke::semaphore::Semaphore;
-use kernel::ke::thread::{self, Options};
+use kernel::ke::thread::{self, Name, Options};
 use kernel::ke::wait::block::WaitBlock;
 use kernel::ke::wait::{self, Waitable};
 use sync::irql::{Dispatch, High, Irql, Passive};
@@ -32,7 +32,7 @@ const ROWS: &[Row] = &[
     passive("threads::yield_switch", yield_switch).at_most(110),
     passive("threads::yield_switch_with_extended_state", yield_switch_extended),
     passive("threads::yield_to_nobody", yield_to_nobody),
-    passive("threads::create_run_exit_join", create_run_exit_join),
+    passive("threads::create_run_exit_join", create_run_exit_join).at_most(600),
     passive("waits::set_event_without_waiter", set_without_waiter).at_most(24),
     passive("waits::wait_for_signalled_event", wait_for_signalled).at_most(30),
     passive("waits::set_event_to_higher_thread", set_to_higher).at_most(200),
@@ -65,7 +65,8 @@ const QUEUES: u8 = 0x5B;
 
 fn partner(priority: u8, routine: thread::Routine, at: &mut Irql<Passive>) {
     let number = arch::cpu::number();
-    let options = Options { name: "partner", priority, affinity: Some(1 << number), ideal: Some(number) };
+    let options =
+        Options { name: Name::new("partner"), priority, affinity: Some(1 << number), ideal: Some(number) };
     // It lives as long as the image. Without it the rows don't end, and the harness says so.
     drop(thread::spawn(&options, routine, 0, at));
 }
@@ -150,8 +151,12 @@ fn yield_to_nobody(at: &mut Irql<Passive>) -> u32 {
 #[inline(never)]
 fn create_run_exit_join(at: &mut Irql<Passive>) -> u32 {
     let number = arch::cpu::number();
-    let options =
-        Options { name: "short", priority: NORMAL, affinity: Some(1 << number), ideal: Some(number) };
+    let options = Options {
+        name: Name::new("short"),
+        priority: NORMAL,
+        affinity: Some(1 << number),
+        ideal: Some(number),
+    };
     count(|| {
         if let Ok(it) = thread::spawn(&options, |_, _| {}, 0, at) {
             let _ = wait::for_single(&it, None, at);

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use kernel::ke::event::{Event, EventKind};
-use kernel::ke::thread::{self, Options};
+use kernel::ke::thread::{self, Name, Options};
 use kernel::ke::{prcb, wait};
 use sync::irql::{Irql, Passive};
 
@@ -27,8 +27,12 @@ static STAMPS: AtomicU32 = AtomicU32::new(0);
 
 fn prepare(at: &mut Irql<Passive>) {
     let number = prcb::count() - 1;
-    let options =
-        Options { name: "woken", affinity: Some(1 << number), ideal: Some(number), ..Options::default() };
+    let options = Options {
+        name: Name::new("woken"),
+        affinity: Some(1 << number),
+        ideal: Some(number),
+        ..Options::default()
+    };
     // They live as long as the image. Without them the rows don't end, and the harness says so.
     drop(thread::spawn(&options, stamps, 0, at));
     drop(thread::spawn(&options, answers, 0, at));

@@ -1,7 +1,7 @@
 //! The scheduler's policy, on one to eight virtual processors: `place`, `queues`, `decide`, `priority` and the idle set as shipped, with the
 //! few steps of the machine's part between them (ready.rs, look.rs, balance.rs, change.rs) written out again, without locks.
 //!
-//! Threads become ready, block, yield, use up their quanta, change priority and affinity at random; looks that processors are asked for are
+//! Threads become ready, block, end, yield, use up their quanta, change priority and affinity at random; looks that processors are asked for are
 //! made later, in any order, so that several things happen in between. After each step, a processor with a queue has a tick or a look ahead,
 //! and one with a standby thread a look. Whenever all looks have been made, contract.md's rules hold: each thread is in one place, in its
 //! affinity; what runs is not below its own queue; none is idle while a thread that may run there is ready; after some ticks of the
@@ -29,6 +29,8 @@ enum Operation {
     Wake(usize, u32, u8),
     /// What runs there waits.
     Block(u32),
+    /// What runs there ends, and with that the wait of a thread for it.
+    End(u32, usize),
     Yield(u32),
     /// What runs there uses up that much, and the clock looks, if it is armed.
     Tick(u32, i64),
@@ -257,6 +259,28 @@ impl World {
         old
     }
 
+    /// ready.rs, `succeed`, and local.rs, `leave_for_good`.
+    fn end(&mut self, me: u32, joins: usize) -> usize {
+        let level = |number: u32| self.processors[number as usize].shared.level();
+        let it = &self.threads[joins];
+        let is_here = choose(it, me, self.idle.get(), level) == me;
+        let there = &mut self.processors[me as usize];
+        // SAFETY: threads of this world.
+        let before = |other: ThreadPtr| unsafe { other.as_ref() }.priority() >= it.priority();
+        let others = there.shared.has_standby() || there.queues.iter(&there.shared).any(before);
+        if is_here && there.queues.succeed(&there.shared, me, it) {
+            assert!(!others, "it runs before those that were ready before it");
+            let old = there.running.take().expect("something runs");
+            there.asked |= std::mem::take(&mut there.in_view) && there.quantum_look;
+            self.threads[old].set_place(Place::Waiting(me));
+            self.runs(me, self.pointer(joins));
+            return old;
+        }
+        assert!(others || !is_here, "it is queued, and is next");
+        self.place(joins, me);
+        self.switch_away(me)
+    }
+
     fn vacate(&mut self, me: u32) {
         let old = self.switch_away(me);
         self.place(old, me);
@@ -356,6 +380,14 @@ impl World {
             Operation::Block(me) => {
                 if self.processors[(me % count) as usize].running.is_some() {
                     let old = self.switch_away(me % count);
+                    self.waits[old] = true;
+                }
+            }
+            Operation::End(me, joins) => {
+                if self.processors[(me % count) as usize].running.is_some()
+                    && std::mem::take(&mut self.waits[joins])
+                {
+                    let old = self.end(me % count, joins);
                     self.waits[old] = true;
                 }
             }
@@ -533,6 +565,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         5 => (thread(), processor(), 0..12_u8).prop_map(|(t, p, i)| Operation::Wake(t, p, i)),
         3 => processor().prop_map(Operation::Block),
+        1 => (processor(), thread()).prop_map(|(p, t)| Operation::End(p, t)),
         2 => processor().prop_map(Operation::Yield),
         2 => (processor(), 0..2 * QUANTUM).prop_map(|(p, spent)| Operation::Tick(p, spent)),
         2 => (thread(), 1..32_u8).prop_map(|(t, p)| Operation::Priority(t, p)),

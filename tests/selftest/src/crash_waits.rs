@@ -7,7 +7,7 @@ use kernel::ex::{GuardedMutex, Resource};
 use kernel::ke::bugcheck::{StopCode, bugcheck};
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::mutant::Mutant;
-use kernel::ke::thread::{self, Options, ThreadRef};
+use kernel::ke::thread::{self, Name, Options, ThreadRef};
 use kernel::ke::timer::Due;
 use kernel::ke::wait::{self, CanWait, Waitable, delay};
 use sync::irql::{Irql, Passive};
@@ -40,7 +40,7 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> bool {
 }
 
 fn spawn(name: &'static str, routine: thread::Routine, argument: usize, at: &mut Irql<Passive>) -> ThreadRef {
-    match thread::spawn(&Options { name, ..Options::default() }, routine, argument, at) {
+    match thread::spawn(&Options { name: Name::new(name), ..Options::default() }, routine, argument, at) {
         Ok(thread) => thread,
         Err(_) => bugcheck(StopCode::ManuallyInitiatedCrash, [8, 0, 0, 0]),
     }

@@ -25,7 +25,7 @@ pub(crate) fn prepare(at: &mut Irql<Passive>) -> Result<(), kernel::rtl::NtStatu
     sched::set_affinity(&me, 1, at)?;
     for number in 1..prcb::count() {
         let options = thread::Options {
-            name: "everywhere",
+            name: thread::Name::new("everywhere"),
             affinity: Some(1 << number),
             ideal: Some(number),
             ..Default::default()

@@ -186,12 +186,7 @@ fn has_none(at: &mut Irql<Passive>, _: usize) {
 }
 
 /// Runs `count` threads of each of `routines` and joins them.
-fn run_all(
-    options: &Options<'_>,
-    count: usize,
-    routines: &[thread::Routine],
-    at: &mut Irql<Passive>,
-) -> Result {
+fn run_all(options: &Options, count: usize, routines: &[thread::Routine], at: &mut Irql<Passive>) -> Result {
     KEPT.store(0, Ordering::Relaxed);
     LOST.store(0, Ordering::Relaxed);
     let mut threads: [Option<ThreadRef>; 64] = [const { None }; 64];

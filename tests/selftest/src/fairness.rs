@@ -7,7 +7,7 @@ use kernel::ke::dpc::Dpc;
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::prcb::{self, MAX_PROCESSORS};
 use kernel::ke::sched;
-use kernel::ke::thread::{Options, ThreadRef};
+use kernel::ke::thread::{Name, Options, ThreadRef};
 use kernel::ke::timer::{Due, Timer, TimerKind};
 use kernel::ke::wait::{self, delay};
 use kernel::mm::pool::{Owned, Tag};
@@ -46,7 +46,7 @@ fn shares(at: &mut Irql<Passive>) -> Result {
     let count = EACH * prcb::count() as usize;
     let mut threads: [Option<ThreadRef>; EACH * MAX_PROCESSORS] = [const { None }; EACH * MAX_PROCESSORS];
     for slot in &mut threads[..count] {
-        *slot = Some(spawn(&Options { name: "equal", ..Options::default() }, works, 0, at)?);
+        *slot = Some(spawn(&Options { name: Name::new("equal"), ..Options::default() }, works, 0, at)?);
     }
     let _ = delay(Due::In(500 * MILLISECOND), at);
     STOP.store(1, Ordering::Relaxed);
@@ -177,7 +177,7 @@ fn latency(at: &mut Irql<Passive>) -> Result {
         [const { None }; (EACH + 1) * MAX_PROCESSORS];
     for number in 0..count {
         let options = |name, priority| Options {
-            name,
+            name: Name::new(name),
             priority,
             affinity: Some(1 << number),
             ideal: Some(number as u32),

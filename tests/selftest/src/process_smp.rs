@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use arch::paging::PAGE;
-use kernel::ke::thread::{Options, ThreadRef};
+use kernel::ke::thread::{Name, Options, ThreadRef};
 use kernel::ke::{clock, prcb, sched};
 use kernel::mm::pages::Page;
 use kernel::mm::physical;
@@ -402,7 +402,7 @@ fn threads(at: &mut Irql<Passive>) -> Result {
             address = commit_some(space, PAGE, page::READWRITE, at)?;
         }
         begin(&spaces[0], address);
-        let options = Options { name: "attached", ..Options::default() };
+        let options = Options { name: Name::new("attached"), ..Options::default() };
         let mut made = [const { None }; 3];
         for (number, slot) in made.iter_mut().enumerate() {
             *slot = Some(spawn(&options, keeps_its_own, number, at)?);

@@ -77,7 +77,7 @@ pub(crate) fn run(plan: &Plan, at: &mut Irql<Passive>) -> Result {
     let mut threads = [const { None }; WORKERS];
     let mut refused = 0;
     for (number, slot) in (0..count as usize).zip(&mut threads) {
-        let options = thread::Options { name: "stress", ..Default::default() };
+        let options = thread::Options { name: thread::Name::new("stress"), ..Default::default() };
         *slot = thread::spawn(&options, work, number, at).ok();
         if slot.is_none() {
             LEFT.fetch_sub(1, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kernel::ke::event::{Event, EventKind};
-use kernel::ke::thread::{self, Options, ThreadRef};
+use kernel::ke::thread::{self, Name, Options, ThreadRef};
 use kernel::ke::timer::Due;
 use kernel::ke::wait::{self, delay};
 use kernel::ke::{clock, prcb, sched};
@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("threads::higher_priority_runs_at_once", preempts),
     ("threads::equal_threads_take_turns", shares),
     ("threads::yield_lets_an_equal_run", yields),
+    ("threads::who_joins_takes_its_turn_behind_its_equals", joins_in_turn),
     ("threads::affinity_is_kept_and_changed_at_once", affinity),
     ("threads::idle_processors_take_what_is_ready", spreads),
     ("threads::starved_thread_is_relieved", starves),
@@ -28,13 +29,13 @@ pub(crate) const TESTS: &[Test] = &[
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// A thread on this processor.
-pub(crate) fn here(name: &str, priority: u8) -> Options<'_> {
+pub(crate) fn here(name: &str, priority: u8) -> Options {
     let number = arch::cpu::number();
-    Options { name, priority, affinity: Some(1 << number), ideal: Some(number) }
+    Options { name: Name::new(name), priority, affinity: Some(1 << number), ideal: Some(number) }
 }
 
 pub(crate) fn spawn(
-    options: &Options<'_>,
+    options: &Options,
     routine: thread::Routine,
     argument: usize,
     at: &mut Irql<Passive>,
@@ -57,7 +58,7 @@ fn runs(at: &mut Irql<Passive>) -> Result {
         let named = me.name().as_str() == "a name" && me.number() != 0;
         COUNT.store(argument as u64 + u64::from(named), Ordering::Relaxed);
     }
-    let options = Options { name: "a name", ..Options::default() };
+    let options = Options { name: Name::new("a name"), ..Options::default() };
     let it = spawn(&options, routine, 41, at)?;
     join(&it, at)?;
     check(it.is_terminated(), "joined, and not over", 0, 0)?;
@@ -93,6 +94,29 @@ fn many(at: &mut Irql<Passive>) -> Result {
         let _ = delay(Due::In(10_000), at);
     }
     equal(COUNT.load(Ordering::Relaxed), EACH, "threads that ran")
+}
+
+/// Who waits for a thread's end becomes ready behind its equals, and before what is below it.
+fn joins_in_turn(at: &mut Irql<Passive>) -> Result {
+    static RAN: AtomicU64 = AtomicU64::new(0);
+    RAN.store(0, Ordering::Relaxed);
+    fn notes(_: &mut Irql<Passive>, argument: usize) {
+        RAN.fetch_or(1 << argument, Ordering::Relaxed);
+    }
+    // The test's own priority, and one below.
+    let me = thread::current(at).reference();
+    let (before, mine) = (me.scheduling().affinity(), me.scheduling().base());
+    sched::set_affinity(&me, 1 << arch::cpu::number(), at)
+        .map_err(|status| Verdict::Fail("it can't be bound", status.0.into(), 0))?;
+    let first = spawn(&here("first", mine), notes, 0, at)?;
+    let second = spawn(&here("second", mine), notes, 1, at)?;
+    let below = spawn(&here("below", mine - 1), notes, 2, at)?;
+    let joined = join(&first, at);
+    let ran = RAN.load(Ordering::Relaxed);
+    let others = join(&second, at).and(join(&below, at));
+    let _ = sched::set_affinity(&me, before, at);
+    joined.and(others)?;
+    equal(ran, 0b011, "who ran before who joined the first of them")
 }
 
 fn preempts(at: &mut Irql<Passive>) -> Result {

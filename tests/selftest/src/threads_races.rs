@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kernel::ke::event::{Event, EventKind};
-use kernel::ke::thread::{self, Options};
+use kernel::ke::thread::{self, Name, Options};
 use kernel::ke::timer::{self, Due, Timer, TimerKind};
 use kernel::ke::wait::{self, Alertable, delay, signal_and_wait};
 use kernel::ke::{clock, prcb, sched};
@@ -101,7 +101,8 @@ fn moved(at: &mut Irql<Passive>) -> Result {
     let other = if number == 0 { 1 } else { 0 };
     // Here and there only; there, something runs that is above this thread, and falls below it later.
     let _ = sched::set_affinity(&me, 1 << number | 1 << other, at);
-    let options = Options { name: "there", priority: 10, affinity: Some(1 << other), ideal: Some(other) };
+    let options =
+        Options { name: Name::new("there"), priority: 10, affinity: Some(1 << other), ideal: Some(other) };
     let there = spawn(
         &options,
         |at, _| {
@@ -115,7 +116,8 @@ fn moved(at: &mut Irql<Passive>) -> Result {
         at,
     )?;
     check(until(1, 100_000_000), "the thread there doesn't run", 0, 0)?;
-    let above = Options { name: "above", priority: 12, affinity: Some(1 << number), ideal: Some(number) };
+    let above =
+        Options { name: Name::new("above"), priority: 12, affinity: Some(1 << number), ideal: Some(number) };
     let above = spawn(
         &above,
         |_, _| {
@@ -152,7 +154,12 @@ fn woken_early(at: &mut Irql<Passive>) -> Result {
     let number = arch::cpu::number();
     let other = if number == 0 { 1 } else { 0 };
     let _ = sched::set_affinity(&me, 1 << number, at);
-    let on = |name, priority| Options { name, priority, affinity: Some(1 << other), ideal: Some(other) };
+    let on = |name, priority| Options {
+        name: Name::new(name),
+        priority,
+        affinity: Some(1 << other),
+        ideal: Some(other),
+    };
     let waits = spawn(
         &on("waits", 12),
         |at, _| {
@@ -224,8 +231,12 @@ fn sent_away(at: &mut Irql<Passive>) -> Result {
     }
     let mut threads = [const { None }; 4];
     for (index, slot) in threads.iter_mut().enumerate() {
-        *slot =
-            Some(spawn(&Options { name: "yields", priority: 7, ..Options::default() }, yields, index, at)?);
+        *slot = Some(spawn(
+            &Options { name: Name::new("yields"), priority: 7, ..Options::default() },
+            yields,
+            index,
+            at,
+        )?);
     }
     let count = prcb::count();
     let mut outcome = Ok(());

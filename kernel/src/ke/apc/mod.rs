@@ -41,8 +41,8 @@ pub mod region;
 
 pub(crate) use deliver::deliver_at_exit;
 pub(in crate::ke) use deliver::{deliver_before_a_wait, requests_delivery};
+pub(in crate::ke) use queue::{close, is_deliverable, notify_termination, run_down};
 pub use queue::{insert, remove};
-pub(in crate::ke) use queue::{is_deliverable, notify_termination, run_down};
 pub use region::{Critical, Guarded, are_all_disabled, are_disabled, enter_critical, enter_guarded};
 
 /// NT's PKKERNEL_ROUTINE: the APC, and where its normal routine, its context and the two arguments are kept, which it may change.

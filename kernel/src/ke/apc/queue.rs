@@ -329,7 +329,18 @@ where
     is_here
 }
 
-/// The running thread ends: nothing is queued to it any more, and what is gets its rundown routine called.
+/// The running thread ends: nothing is queued to it any more. True: nothing was. Else [`run_down`] is to be called.
+#[inline(always)]
+pub(in crate::ke) fn close(me: &Thread, at: &mut Irql<Dispatch>) -> bool {
+    let mut guard = me.lock.lock(at);
+    let _ = guard.parts();
+    // SAFETY: the lock is held.
+    let queues = unsafe { &mut *me.apc.queues.get() };
+    queues.closed = true;
+    queues.queues.iter().fold(0, |any, queue| any | queue.first.addr()) == 0
+}
+
+/// The rest of that: what is queued gets its rundown routine called.
 pub(in crate::ke) fn run_down(me: &Thread, at: &mut Irql<sync::irql::Passive>) {
     loop {
         let apc = {
@@ -338,8 +349,7 @@ pub(in crate::ke) fn run_down(me: &Thread, at: &mut Irql<sync::irql::Passive>) {
             let _ = guard.parts();
             // SAFETY: the lock is held; what is queued is valid.
             unsafe {
-                let queues = &mut *me.apc.queues.get();
-                queues.closed = true;
+                let queues = &*me.apc.queues.get();
                 let first = Kind::ALL.iter().find_map(|&kind| queues.queues[kind as usize].first.as_ref());
                 let Some(apc) = first else { return };
                 let rundown = apc.rundown_routine;

@@ -96,6 +96,19 @@ impl Queues {
         true
     }
 
+    /// What runs leaves this processor for good, and `thread` has become ready on it: is it what runs next? Then it runs by its place, and
+    /// what is queued stays so. False: something that is queued is to run before it; nothing was changed.
+    #[inline(always)]
+    pub fn succeed(&mut self, shared: &Shared, me: u32, thread: &Schedulable) -> bool {
+        let priority = thread.priority();
+        if shared.summary() >> priority != 0 || shared.has_standby() {
+            return false;
+        }
+        shared.runs(Some(priority));
+        thread.set_place(Place::Running(me));
+        true
+    }
+
     /// Gives way to an equal that is queued: what runs goes behind the others. The usual yield, if nobody has asked this processor for a look:
     /// then nothing is standby, and what runs may run here.
     #[inline(always)]

@@ -53,9 +53,12 @@ pub struct PerProcessor {
     pub(super) leaves: AtomicPtr<Thread>,
     /// When the queues were last searched for starved threads, in TSC ticks. Own processor.
     pub(super) starved_at: AtomicU64,
-    /// `Running` and `Waiting` on this processor.
+    /// `Running`, `Waiting` and `Terminated` on this processor.
     runs_here: PackedPlace,
     waits_here: PackedPlace,
+    ends_here: PackedPlace,
+    /// The affinity of what may run on this processor alone.
+    pub(super) alone: u64,
     /// What runs when nothing else does.
     pub(in crate::ke) idle: Thread,
 }
@@ -75,6 +78,8 @@ impl PerProcessor {
             starved_at: AtomicU64::new(0),
             runs_here: PackedPlace::new(Place::Running(number)),
             waits_here: PackedPlace::new(Place::Waiting(number)),
+            ends_here: PackedPlace::new(Place::Terminated(number)),
+            alone: 1 << number,
             idle: Thread::new(Schedulable::new(0, 1 << number, number, i64::MAX), Name::new("idle")),
         }
     }
@@ -202,17 +207,35 @@ pub(in crate::ke) unsafe fn block(at: &mut Irql<Dispatch>, nothing: NothingInSer
     unsafe { switch_to::<false>(here, me, Some(me), next, nothing) };
 }
 
-/// The running thread ends: it is never switched to again.
-pub(in crate::ke) fn leave_for_good(at: &mut Irql<Dispatch>, nothing: NothingInService) -> ! {
+/// The running thread ends: it is never switched to again. `joins`: the one that waited for that, which is made ready, and runs at once
+/// where it is next.
+///
+/// # Safety
+/// The caller ended the wait of `joins`, just now, and once.
+#[inline(always)]
+pub(in crate::ke) unsafe fn leave_for_good(
+    joins: Option<&Thread>,
+    at: &mut Irql<Dispatch>,
+    nothing: NothingInService,
+) -> ! {
+    // SAFETY: the caller's.
+    let successor = joins.filter(|joins| unsafe { ready::succeed(joins, at) });
     // Whom its end made ready here, for one.
     leave_a_look(at);
     let (here, at) = Prcb::here(at);
     let me = running();
-    let mut guard = here.sched.queues.lock(at);
-    let next = take_next(here, &mut guard);
+    let next = match successor {
+        // It left this processor's `PrcbLock` held.
+        Some(next) => next.part(),
+        None => {
+            let mut guard = here.sched.queues.lock(at);
+            let next = take_next(here, &mut guard);
+            mem::forget(guard);
+            next
+        }
+    };
     // It was charged before it was signalled; what came since is the next one's.
-    me.sched.set_place(Place::Terminated(here.number()));
-    mem::forget(guard);
+    me.sched.set_packed_place(here.sched.ends_here);
     // SAFETY: as in `block`.
     unsafe { switch_to::<false>(here, me, Some(me), next, nothing) };
     unreachable!("a thread that ended runs again");

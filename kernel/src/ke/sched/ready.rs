@@ -69,7 +69,7 @@ pub(in crate::ke) unsafe fn make_ready_and_leave<L: Level>(
 ///
 /// # Safety
 /// It is prepared, and the caller has it to itself.
-#[inline(never)]
+#[inline(always)]
 pub(in crate::ke) unsafe fn start<L: Level>(thread: &Thread, at: &mut Irql<Dispatch>) {
     about(Kind::Ready, 0, thread, 0);
     // SAFETY: the caller's.
@@ -123,9 +123,7 @@ fn put_here<const SWITCH: bool>(thread: &Thread, increment: u8, at: &mut Irql<Di
     let it = &thread.sched;
     priority::boost(it, increment);
     let (here, inner) = Prcb::here(inner);
-    // SAFETY: an affinity holds registered processors only, and `choose` asks for one of it.
-    let level = |number| unsafe { prcb::get_unchecked(number) }.prcb().sched.level();
-    if choose(it, here.number(), IDLE.get(), level) != here.number() {
+    if !belongs_here(here, it) {
         return Put::Elsewhere;
     }
     let mut queues = here.sched.queues.lock(inner);
@@ -156,6 +154,44 @@ fn put_here<const SWITCH: bool>(thread: &Thread, increment: u8, at: &mut Irql<Di
             if asks_for_a_tick(here, first) { Put::NeedsLook } else { Put::Queued }
         }
     }
+}
+
+/// The running thread ends, and the wait of `thread` is over by that: it is made ready. True: it is what runs next here, by its place, and
+/// this processor's `PrcbLock` is held without a guard.
+///
+/// # Safety
+/// As [`make_ready`]; what runs leaves next.
+#[inline(always)]
+pub(super) unsafe fn succeed(thread: &Thread, at: &mut Irql<Dispatch>) -> bool {
+    about(Kind::Ready, 0, thread, 0);
+    thread.increment.store(0, Ordering::Relaxed);
+    if thread.handoff.wake() == Wake::Later {
+        cold_path();
+        return false;
+    }
+    let mut guard = thread.lock.lock(at);
+    let ((), at) = guard.parts();
+    let (here, at) = Prcb::here(at);
+    let it = &thread.sched;
+    if belongs_here(here, it) {
+        // No idle processor is told: it isn't queued.
+        let mut queues = here.sched.queues.lock(&mut *at);
+        if queues.succeed(&here.sched.shared, here.number(), it) {
+            mem::forget(queues);
+            return true;
+        }
+    }
+    cold_path();
+    place(thread, at);
+    false
+}
+
+/// Is this processor the one for `it`, as [`choose`] says?
+#[inline(always)]
+fn belongs_here(here: &Prcb, it: &Schedulable) -> bool {
+    // SAFETY: an affinity holds registered processors only, and `choose` asks for one of it.
+    let level = |number| unsafe { prcb::get_unchecked(number) }.prcb().sched.level();
+    it.affinity() == here.sched.alone || choose(it, here.number(), IDLE.get(), level) == here.number()
 }
 
 /// Places `thread`, which was boosted.

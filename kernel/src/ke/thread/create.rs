@@ -7,6 +7,7 @@
 //!             processor has left the stack (`left_for_good`). So the memory is never freed under its feet.
 //! Not as NT:  an ended thread keeps its stack as long as somebody has a reference. The ideal processors go round by creation.
 
+use core::hint::cold_path;
 use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -51,9 +52,9 @@ impl Start {
 
 /// How a thread is made.
 #[derive(Clone, Copy, Debug)]
-pub struct Options<'a> {
-    /// For reports; up to 15 bytes are kept.
-    pub name: &'a str,
+pub struct Options {
+    /// For reports.
+    pub name: Name,
     /// 1 to 31.
     pub priority: u8,
     /// The processors that it may run on; `None`: all that are online.
@@ -62,9 +63,9 @@ pub struct Options<'a> {
     pub ideal: Option<u32>,
 }
 
-impl Default for Options<'_> {
+impl Default for Options {
     fn default() -> Self {
-        Self { name: "", priority: 8, affinity: None, ideal: None }
+        Self { name: Name::new(""), priority: 8, affinity: None, ideal: None }
     }
 }
 
@@ -100,7 +101,7 @@ impl Cache {
 /// STATUS_INSUFFICIENT_RESOURCES; STATUS_INVALID_PARAMETER for a priority or a processor that doesn't exist.
 #[doc(alias = "PsCreateSystemThread")]
 pub fn spawn(
-    options: &Options<'_>,
+    options: &Options,
     routine: Routine,
     argument: usize,
     at: &mut Irql<Passive>,
@@ -116,12 +117,12 @@ pub(crate) fn spawn_zero_page_thread(
     routine: Routine,
     at: &mut Irql<Passive>,
 ) -> Result<ThreadRef, NtStatus> {
-    let options = Options { name: "zero pages", priority: 0, ..Options::default() };
+    let options = Options { name: Name::new("zero pages"), priority: 0, ..Options::default() };
     spawn_at_any(&options, routine, 0, at)
 }
 
 fn spawn_at_any(
-    options: &Options<'_>,
+    options: &Options,
     routine: Routine,
     argument: usize,
     at: &mut Irql<Passive>,
@@ -132,18 +133,17 @@ fn spawn_at_any(
         return Err(NtStatus::INVALID_PARAMETER);
     }
     let part = Schedulable::new(options.priority, affinity, ideal, quantum());
-    let thread = obtain(part, Name::new(options.name), at)?;
-    // SAFETY: this thread's alone until it is started.
+    let thread = obtain(part, options.name, at)?;
+    // SAFETY: this thread's alone until it is started. Its second reference is what it holds itself until it has left its stack.
     unsafe {
         *thread.start.get() = Start { routine: Some(routine), argument };
         let top = (*thread.stack.get()).as_ref().map_or(0, Stack::top);
         *thread.context.get() = Context::prepare(top, begin, ptr::from_ref(&*thread) as u64);
     }
-    thread.number.store(NUMBERS.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-    // What it holds itself until it has left its stack.
-    let _ = thread.reference().into_raw();
+    let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+    thread.number.store(number, Ordering::Relaxed);
     let mut raised = at.raise::<Dispatch>();
-    trace::about(Kind::Thread, thread.number() as u16, ptr::from_ref(&*thread), thread.name().start());
+    trace::about(Kind::Thread, number as u16, ptr::from_ref(&*thread), options.name.start());
     #[cfg(feature = "verifier")]
     wait::chain::enter(&thread, &mut raised);
     // SAFETY: it was prepared, and nobody else has it.
@@ -167,14 +167,14 @@ fn next_ideal(affinity: u64) -> u32 {
     left.trailing_zeros().min(63)
 }
 
-/// A thread with a stack: one that was used before, or a new one.
+/// A thread with a stack: one that was used before, or a new one. It has two references, of which one is returned.
 fn obtain(part: Schedulable, name: Name, at: &mut Irql<Passive>) -> Result<ThreadRef, NtStatus> {
     let spare = collect_one(at).or_else(|| take_spare(at));
     let mut thread = match spare {
         Some(thread) => thread,
         None => make(at)?,
     };
-    // SAFETY: valid, and nobody else's; its reference is the one that it is made with.
+    // SAFETY: valid, and nobody else's; one of the references that it is made with.
     unsafe {
         thread.as_mut().renew(part, name);
         Ok(ThreadRef::from_raw(thread))
@@ -367,16 +367,23 @@ pub fn exit(status: NtStatus, at: &mut Irql<Passive>) -> ! {
             [ptr::from_ref(me) as u64, me.apc.disables().into(), routine, 0],
         );
     }
-    apc::run_down(me, at);
-    // Its own doing, both: nobody else raises these signs.
-    let signs = me.attention.look();
-    if signs.any(Signs::EXTENDED_STATE) {
+    // Its own doing, as the other sign below: nobody else raises these.
+    if me.attention.look().any(Signs::EXTENDED_STATE) {
         extended::run_down(at);
     }
-    let nothing = at.nothing_in_service();
-    let mut at = ManuallyDrop::new(at.raise::<Dispatch>());
+    let mut nothing = at.nothing_in_service();
+    let mut raised = at.raise::<Dispatch>();
+    if !apc::close(me, &mut raised) {
+        cold_path();
+        drop(raised);
+        apc::run_down(me, at);
+        nothing = at.nothing_in_service();
+        raised = at.raise::<Dispatch>();
+    }
+    let mut at = ManuallyDrop::new(raised);
     mutant::abandon_all(me, &mut at);
-    if signs.any(Signs::IN_QUEUE) {
+    // Behind the APCs' routines, which may have joined one.
+    if me.attention.look().any(Signs::IN_QUEUE) {
         queue::leave(me, &mut at);
     }
     #[cfg(feature = "verifier")]
@@ -384,11 +391,9 @@ pub fn exit(status: NtStatus, at: &mut Irql<Passive>) -> ! {
     me.exit_status.store(status.0, Ordering::Release);
     // Before anybody who joins could ask.
     sched::charge_running(&mut at);
-    if let Some(thread) = signal::end_of(me.header(), &mut at) {
-        // SAFETY: its wait was won just now.
-        unsafe { sched::make_ready(thread, 0, &mut *at) };
-    }
-    sched::leave_for_good(&mut at, nothing)
+    let joins = signal::end_of(me.header(), &mut at);
+    // SAFETY: the wait of `joins` was won just now.
+    unsafe { sched::leave_for_good(joins, &mut at, nothing) }
 }
 
 /// Makes the context that the processor booted in its idle thread.
@@ -406,5 +411,5 @@ pub(crate) unsafe fn become_idle(here: &'static Prcb) {
 
 /// The first thread, made by the idle one of the boot processor.
 pub fn start_first(routine: Routine, at: &mut Irql<Passive>) -> Result<ThreadRef, NtStatus> {
-    spawn(&Options { name: "main", ideal: Some(0), ..Options::default() }, routine, 0, at)
+    spawn(&Options { name: Name::new("main"), ideal: Some(0), ..Options::default() }, routine, 0, at)
 }

@@ -205,8 +205,8 @@ impl Thread {
         }
     }
 
-    /// Makes an ended thread one that was not started, with one reference: what [`new`](Self::new) would, but that its stack is kept, and
-    /// what its end has left as it was at the start. Every field is named, so that a new one is decided on.
+    /// Makes an ended thread one that was not started, with two references, its maker's and its own: what [`new`](Self::new) would, but that
+    /// its stack is kept, and what its end has left as it was at the start. Every field is named, so that a new one is decided on.
     #[inline(always)]
     pub(in crate::ke) fn renew(&mut self, part: Schedulable, new_name: Name) {
         let Self {
@@ -254,7 +254,7 @@ impl Thread {
         *handoff = Handoff::new();
         *wait = WaitWord::new();
         *increment.get_mut() = 0;
-        *references.get_mut() = 1;
+        *references.get_mut() = 2;
         *exit_status.get_mut() = NtStatus::PENDING.0;
         *cycles.get_mut() = 0;
         *attention = Attention::new();

@@ -232,8 +232,11 @@ fn spin_lock(worker: &mut Worker, at: &mut Irql<Passive>) {
 }
 
 fn short_thread(worker: &mut Worker, at: &mut Irql<Passive>) {
-    let options =
-        thread::Options { name: "short", priority: 6 + worker.random.below(6) as u8, ..Default::default() };
+    let options = thread::Options {
+        name: thread::Name::new("short"),
+        priority: 6 + worker.random.below(6) as u8,
+        ..Default::default()
+    };
     STARTED.fetch_add(1, Ordering::Relaxed);
     let routine = |at: &mut Irql<Passive>, _| {
         at.check();
