@@ -21,15 +21,7 @@ pub(crate) fn run(at: &mut Irql<Passive>) -> ! {
         if look_for_work(at) {
             continue;
         }
-        // SAFETY: set again below on both ways.
-        unsafe { arch::cpu::cli() };
-        // With IF=0: what is given to this processor from here on interrupts it, and the interrupt ends the halt.
-        if !is_idle(at) {
-            // SAFETY: as it was.
-            unsafe { arch::cpu::sti() };
-            continue;
-        }
-        // SAFETY: IF=0 since before the look; an interrupt of either kind ends the halt, a maskable one the idle time, too.
+        // SAFETY: IF=0 since before the last look; an interrupt of either kind ends the halt, a maskable one the idle time, too.
         unsafe {
             tick::go_idle();
             arch::pcr::set_idle();
@@ -43,21 +35,23 @@ pub(crate) fn run(at: &mut Irql<Passive>) -> ! {
     }
 }
 
-/// Looks at all queues. True: something was found, and has run if it was for this processor.
+/// Looks at all queues. True: something was found, and has run if it was for this processor. False: there was nothing, and with IF=0, as
+/// it is left, nobody has given this processor anything since.
 fn look_for_work(at: &mut Irql<Passive>) -> bool {
     let mut at = at.raise::<Dispatch>();
     let (here, at) = Prcb::here(&mut at);
-    let found = sched::go_idle_look(here, at);
-    if found {
+    if sched::go_idle_look(here, at) {
         // SAFETY: the idle thread, raised from PASSIVE: no handler is half-way here.
         sched::look(unsafe { NothingInService::assume() }, at);
+        return true;
     }
-    found
-}
-
-/// Has nobody given this processor anything since its look?
-fn is_idle(at: &mut Irql<Passive>) -> bool {
-    let mut at = at.raise::<Dispatch>();
-    let (here, _) = Prcb::here(&mut at);
-    sched::may_halt(here)
+    // SAFETY: set again below, or by the caller's halt.
+    unsafe { arch::cpu::cli() };
+    // What is given to this processor from here on interrupts it, and the interrupt ends the halt.
+    let idle = sched::may_halt(here);
+    if !idle {
+        // SAFETY: as it was.
+        unsafe { arch::cpu::sti() };
+    }
+    !idle
 }

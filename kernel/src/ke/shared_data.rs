@@ -147,43 +147,49 @@ pub(crate) fn describe(processors: u32, features: &Features, pages: u64) {
     }
     page.qpc_frequency.store(clock::performance_frequency(), Ordering::Relaxed);
     page.time_zone_bias.write(0);
-    update();
+    let _ = update();
 }
 
 /// Held by whoever writes the times, and while the system time's offset changes.
 static WRITER: SpinLock<(), SharedTimeLock> = SpinLock::new(());
 
-/// Runs `f` as the one writer. Any level, IF as it may be.
-fn as_writer(f: impl FnOnce(&SharedData)) {
-    let Some(page) = get() else { return };
+/// Runs `f` as the one writer. Any level, IF as it may be. Nothing: there is no page.
+#[inline(always)]
+fn as_writer<R>(f: impl FnOnce(&SharedData) -> R) -> Option<R> {
+    let page = get()?;
     let before = arch::irql::current();
     // SAFETY: CR8 goes up to 15 and back, with no token of the caller in use meanwhile.
     unsafe {
         arch::irql::set(arch::level::HIGH);
-        Irql::<High>::with(|at| {
+        let result = Irql::<High>::with(|at| {
             let _writer = WRITER.lock(at);
-            f(page);
+            f(page)
         });
         arch::irql::set(before);
+        Some(result)
     }
 }
 
-fn write(page: &SharedData) {
+/// Returns the interrupt time that it wrote.
+#[inline(always)]
+fn write(page: &SharedData) -> u64 {
     // Read under the lock, so that no writer publishes an older time than the one before it.
     let now = clock::interrupt_time_precise();
     page.interrupt_time.write(now);
     page.system_time.write(clock::to_system_time(now));
     page.tick_count.write(now / TICK);
+    now
 }
 
-/// Publishes the three times: the owner of the clock (tick.rs).
-pub(super) fn update() {
-    as_writer(write);
+/// Publishes the three times: the owner of the clock (tick.rs). The interrupt time, now.
+#[inline(always)]
+pub(super) fn update() -> u64 {
+    as_writer(write).unwrap_or_else(clock::interrupt_time_precise)
 }
 
 /// Changes the system time by `delta` (100 ns, two's complement), and publishes it.
 pub(super) fn shift_system_time(delta: u64) {
-    as_writer(|page| {
+    let _ = as_writer(|page| {
         clock::shift_system_time(delta);
         write(page);
     });

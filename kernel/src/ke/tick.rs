@@ -150,7 +150,7 @@ impl PerProcessor {
     /// The owner updates the time; and has the watchdog look, which it otherwise does when a DPC has been seen, at code at or above
     /// DISPATCH: its own here, other processors' where they are busy, by their interrupt.
     fn update(&self, here: &Prcb, frame: &InterruptFrame, now: u64) {
-        shared_data::update();
+        let _ = shared_data::update();
         if is_raised(frame) {
             self.set_due(&self.watchdog_due, now);
         }
@@ -212,12 +212,15 @@ impl PerProcessor {
     /// # Safety
     /// As [`arm`](Self::arm).
     unsafe fn own(&self, me: u32) {
-        let now = clock::interrupt_time_precise();
-        shared_data::update();
+        let now = shared_data::update();
         OWNER.updated(me);
-        self.set_due(&self.owner_due, now + UPDATE);
+        let due = now + UPDATE;
+        // Only the owner has one (I3), so the earliest is what it was, or this.
+        debug_assert_eq!(get(&self.owner_due), NEVER);
+        set(&self.owner_due, due);
+        set(&self.next_due, self.next().min(due));
         // SAFETY: the caller's.
-        unsafe { self.arm(now + UPDATE, now) };
+        unsafe { self.arm(due, now) };
     }
 }
 
@@ -355,7 +358,8 @@ pub(super) unsafe fn go_idle() {
     }
     let tick = &here.tick;
     set(&tick.quantum_due, NEVER);
-    tick.set_due(&tick.owner_due, NEVER);
+    set(&tick.owner_due, NEVER);
+    set(&tick.next_due, get(&tick.dpc_due).min(get(&tick.watchdog_due)));
     // What was armed for the update alone would end the halt for nothing, and be armed again by that.
     let next = tick.next().min(here.timers.earliest());
     if tick.armed() < next {

@@ -37,7 +37,7 @@ const ROWS: &[Row] = &[
     passive("waits::wait_for_signalled_event", wait_for_signalled).at_most(30),
     passive("waits::set_event_to_higher_thread", set_to_higher).at_most(200),
     passive("waits::event_round_trip", round_trip).at_most(450),
-    passive("waits::isr_to_dpc_to_thread", isr_to_thread),
+    passive("waits::isr_to_dpc_to_thread", isr_to_thread).at_most(330),
     passive("waits::interrupt_to_dpc_to_thread", interrupt_to_thread),
     passive("waits::mutant_pair", mutant_pair).at_most(50),
     passive("waits::semaphore_pair", semaphore_pair),

@@ -4,6 +4,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kernel::ke::event::{Event, EventKind};
+use kernel::ke::mutant::Mutant;
 use kernel::ke::thread::{self, Name, Options};
 use kernel::ke::timer::{self, Due, Timer, TimerKind};
 use kernel::ke::wait::{self, Alertable, delay, signal_and_wait};
@@ -318,11 +319,19 @@ fn woken_by_who_waits(at: &mut Irql<Passive>) -> Result {
     equal(FIRST.load(Ordering::Relaxed).into(), 3, "the second ran beside the first, plus two")
 }
 
-/// A thread ends, and so makes an equal ready that runs at once: the look that would have been for both is not left to the processor, which
-/// could not halt.
+/// A thread ends, and what it holds goes to an equal, which is queued and runs next: the look that would have been for both is not left to
+/// the processor, which could not halt.
 fn halts_behind_an_end(at: &mut Irql<Passive>) -> Result {
     const IDLE: u64 = SECOND / 5;
     static END: Timer = Timer::new(TimerKind::Notification);
+    static HELD: Mutant = Mutant::new();
+    static TAKEN: Event = Event::new(EventKind::Synchronization, false);
+    fn ends(at: &mut Irql<Passive>, _: usize) {
+        let _ = wait::for_single(&HELD, None, at);
+        TAKEN.set(0, at);
+        // It outlasts its quantum, so that no tick is armed at its end.
+        clock::stall(40_000);
+    }
     let me = thread::current(at).reference();
     let before = me.scheduling().affinity();
     let number = arch::cpu::number();
@@ -335,11 +344,15 @@ fn halts_behind_an_end(at: &mut Irql<Passive>) -> Result {
     // Anything else that is queued here, as the thread that zeroes pages, arms a tick, which hides it.
     for _ in 0..4 {
         let _ = delay(Due::In(SECOND / 20), at);
-        // Before the thread: to set a timer is a look of its own. The thread outlasts its quantum, so that no tick is armed at its end.
+        // Before the thread: to set a timer is a look of its own.
         END.set(Due::In(IDLE), timer::Options::default(), None, at);
-        let it = spawn(&here("ends", me.scheduling().base()), |_, _| clock::stall(40_000), 0, at)?;
-        let _ = wait::for_single(&it, None, at);
+        let it = spawn(&here("ends", me.scheduling().base()), ends, 0, at)?;
+        let _ = wait::for_single(&TAKEN, None, at);
+        let status = wait::for_single(&HELD, None, at);
         let first = taken();
+        let released = HELD.release(0, at);
+        check(released.is_ok(), "what was left behind isn't its own", status.0.into(), 0)?;
+        join(&it, at)?;
         let _ = wait::for_single(&END, None, at);
         most = most.max(taken() - first);
     }

@@ -111,7 +111,19 @@ fn preempt<const IF_SET: bool>(
 ) {
     let me = running();
     let mut guard = here.sched.queues.lock(&mut *at);
-    match guard.preempt(&here.sched.shared, here.number(), part_unless_idle(here, me), turn_over) {
+    let shared = &here.sched.shared;
+    // Each with a way of its own, so that who runs is asked for once.
+    if is_idle(here, me) {
+        if let Next::Switch { next, .. } = guard.preempt(shared, here.number(), None, turn_over) {
+            charge(here, me);
+            idle_gave_way(here);
+            mem::forget(guard);
+            // SAFETY: 1. it is idle. 2. taken just now. 3. the guard was forgotten.
+            unsafe { switch_to::<IF_SET>(here, me, None, next, nothing) };
+        }
+        return;
+    }
+    match guard.preempt(shared, here.number(), Some(me.part()), turn_over) {
         Next::Stay => {}
         Next::Leave => {
             cold_path();
@@ -119,9 +131,10 @@ fn preempt<const IF_SET: bool>(
             vacate(me, at, nothing);
         }
         Next::Switch { next, .. } => {
-            gave_way(here, me);
+            charge(here, me);
+            busy_gave_way(here, me);
             mem::forget(guard);
-            // SAFETY: 1. it was queued just now, or is idle. 2. taken just now. 3. the guard was forgotten.
+            // SAFETY: 1. it was queued just now. 2. taken just now. 3. the guard was forgotten.
             unsafe { switch_to::<IF_SET>(here, me, None, next, nothing) };
         }
     }
@@ -133,22 +146,40 @@ fn preempt<const IF_SET: bool>(
 pub(super) fn gave_way(here: &Prcb, me: &Thread) {
     charge(here, me);
     if is_idle(here, me) {
-        if IDLE.get() >> here.number() & 1 != 0 {
-            IDLE.leave(here.number());
-        }
-        if here.sched.told.load(Ordering::Relaxed) {
-            ready::pass_on(here);
-        }
-        // What was queued behind the standby thread may have relied on a tick that ended with the idle time.
-        if here.sched.shared.summary() == 0 {
-            return;
-        }
-    } else if IDLE.after_queueing() & me.sched.affinity() != 0 {
+        idle_gave_way(here);
+    } else {
+        busy_gave_way(here, me);
+    }
+}
+
+#[inline(always)]
+fn idle_gave_way(here: &Prcb) {
+    if IDLE.get() >> here.number() & 1 != 0 {
+        IDLE.leave(here.number());
+    }
+    if here.sched.told.load(Ordering::Relaxed) {
+        ready::pass_on(here);
+    }
+    // What was queued behind the standby thread may have relied on a tick that ended with the idle time.
+    if here.sched.shared.summary() != 0 {
+        has_queued(here);
+    }
+}
+
+#[inline(always)]
+fn busy_gave_way(here: &Prcb, me: &Thread) {
+    if IDLE.after_queueing() & me.sched.affinity() != 0 {
         cold_path();
         // SAFETY: such a function, and a scheduling part.
         unsafe { arch::call_aside!(ready::tell_idle, &me.sched) };
     }
-    // There is one mostly: somebody was queued before, within a quantum.
+    has_queued(here);
+}
+
+/// Something is queued here: S2.
+#[inline(always)]
+fn has_queued(here: &Prcb) {
+    // There is a tick mostly: somebody was queued before, within a quantum.
     if !here.tick.has_quantum() {
         cold_path();
         // SAFETY: such a function, and this processor's block.

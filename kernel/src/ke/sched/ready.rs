@@ -95,11 +95,6 @@ unsafe fn put_and_leave<L: Level>(thread: &Thread, increment: u8, at: &mut Irql<
         }
         Put::Queued => {}
         Put::NeedsLook => look::after_signal::<L>(at),
-        Put::Elsewhere => {
-            cold_path();
-            put_elsewhere(thread, at);
-            look::after_signal::<L>(at);
-        }
     }
 }
 
@@ -107,15 +102,13 @@ unsafe fn put_and_leave<L: Level>(thread: &Thread, increment: u8, at: &mut Irql<
 enum Put {
     /// It runs, by its place; the running one has given way, and this processor's `PrcbLock` is held without a guard.
     Running,
-    /// It waits for its turn, or for the look that is ahead.
+    /// It waits for its turn, or for the look that is ahead, or is another processor's.
     Queued,
     /// It is standby, or waits for its turn and has no tick.
     NeedsLook,
-    /// It was boosted; it belongs to another processor.
-    Elsewhere,
 }
 
-/// Boosts `thread`, and puts it on this processor if that is where it belongs; at once, if it may `SWITCH`.
+/// Boosts `thread`, and puts it on this processor, if that is where it belongs; at once, if it may `SWITCH`.
 #[inline(always)]
 fn put_here<const SWITCH: bool>(thread: &Thread, increment: u8, at: &mut Irql<Dispatch>) -> Put {
     let mut guard = thread.lock.lock(at);
@@ -123,8 +116,12 @@ fn put_here<const SWITCH: bool>(thread: &Thread, increment: u8, at: &mut Irql<Di
     let it = &thread.sched;
     priority::boost(it, increment);
     let (here, inner) = Prcb::here(inner);
-    if !belongs_here(here, it) {
-        return Put::Elsewhere;
+    if it.affinity() != here.sched.alone {
+        let target = choose_from(here, it);
+        if target != here.number() {
+            cold_path();
+            return if place_on(thread, target, inner) { Put::NeedsLook } else { Put::Queued };
+        }
     }
     let mut queues = here.sched.queues.lock(inner);
     let shared = &here.sched.shared;
@@ -173,7 +170,7 @@ pub(super) unsafe fn succeed(thread: &Thread, at: &mut Irql<Dispatch>) -> bool {
     let ((), at) = guard.parts();
     let (here, at) = Prcb::here(at);
     let it = &thread.sched;
-    if belongs_here(here, it) {
+    if it.affinity() == here.sched.alone || choose_from(here, it) == here.number() {
         // No idle processor is told: it isn't queued.
         let mut queues = here.sched.queues.lock(&mut *at);
         if queues.succeed(&here.sched.shared, here.number(), it) {
@@ -186,20 +183,12 @@ pub(super) unsafe fn succeed(thread: &Thread, at: &mut Irql<Dispatch>) -> bool {
     false
 }
 
-/// Is this processor the one for `it`, as [`choose`] says?
+/// The processor for `it`, seen from this one.
 #[inline(always)]
-fn belongs_here(here: &Prcb, it: &Schedulable) -> bool {
+fn choose_from(here: &Prcb, it: &Schedulable) -> u32 {
     // SAFETY: an affinity holds registered processors only, and `choose` asks for one of it.
     let level = |number| unsafe { prcb::get_unchecked(number) }.prcb().sched.level();
-    it.affinity() == here.sched.alone || choose(it, here.number(), IDLE.get(), level) == here.number()
-}
-
-/// Places `thread`, which was boosted.
-#[inline(never)]
-fn put_elsewhere(thread: &Thread, at: &mut Irql<Dispatch>) {
-    let mut guard = thread.lock.lock(at);
-    let ((), inner) = guard.parts();
-    place(thread, inner);
+    choose(it, here.number(), IDLE.get(), level)
 }
 
 /// [`make_ready`] came while it still was on its stack, which it has left now.
@@ -223,48 +212,59 @@ fn put<L: Below<ThreadLock>>(thread: &Thread, increment: u8, at: &mut Irql<L>) {
     place(thread, at);
 }
 
-/// Gives `thread`, which the caller has to itself, a processor. Under its lock.
+/// Gives `thread`, which the caller has to itself, a processor. Under its lock. If it is this one, the caller's way out looks.
 #[inline(always)]
 pub(super) fn place(thread: &Thread, at: &mut Irql<ThreadLock>) {
     let (here, at) = Prcb::here(at);
-    let me = here.number();
+    let target = choose_from(here, &thread.sched);
+    let _ = place_on(thread, target, at);
+}
+
+/// Gives `thread` to `target`, which was chosen, or chooses again where that has something better to do by now. Under its lock. True: this
+/// processor is to look.
+#[inline(never)]
+fn place_on(thread: &Thread, mut target: u32, at: &mut Irql<ThreadLock>) -> bool {
+    let (here, at) = Prcb::here(at);
     let it = &thread.sched;
-    for left in (0..TRIES).rev() {
+    let level = level_of(it.priority());
+    let mut left = TRIES;
+    loop {
         // SAFETY: an affinity holds registered processors only, and `choose` gives one of it.
-        let level = |number| unsafe { prcb::get_unchecked(number) }.prcb().sched.level();
-        let target = choose(it, me, IDLE.get(), level);
-        // SAFETY: as above.
         let there = unsafe { prcb::get_unchecked(target) }.prcb();
-        let expected = there.sched.level() < level_of(it.priority());
+        let expected = there.sched.level() < level;
         let mut guard = there.sched.queues.lock(&mut *at);
-        if expected && left > 0 && there.sched.level() >= level_of(it.priority()) {
+        left -= 1;
+        if expected && there.sched.level() >= level && left > 0 {
             // Somebody else was faster.
             cold_path();
+            drop(guard);
+            target = choose_from(here, it);
             continue;
         }
-        let admitted = guard.admit(&there.sched.shared, target, thread.part());
-        let asked = asks_for_a_tick(there, admitted.wants_a_tick());
-        drop(guard);
-        // An idle processor that may run what is queued must know (S4). Here, the caller's way out looks.
-        let look = match admitted {
+        // An idle processor that may run what is queued must know (S4).
+        let look = match guard.admit(&there.sched.shared, target, thread.part()) {
             Admitted::Standby { displaced } => {
+                asks_for_a_tick(there, displaced != 0);
+                drop(guard);
                 tell_idle_of(displaced);
-                if target != me && IDLE.get() >> target & 1 != 0 {
+                if target != here.number() && IDLE.get() >> target & 1 != 0 {
                     IDLE.leave(target);
                 }
                 true
             }
-            Admitted::Queued { .. } => {
+            Admitted::Queued { first } => {
+                let asked = asks_for_a_tick(there, first);
+                drop(guard);
                 if IDLE.after_queueing() & it.affinity() != 0 {
                     tell_idle(it);
                 }
                 asked
             }
         };
-        if look && target != me {
+        if look && target != here.number() {
             dispatch::request_on(there);
         }
-        return;
+        return look && target == here.number();
     }
 }
 
