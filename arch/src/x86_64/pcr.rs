@@ -31,6 +31,9 @@ pub const SENT_APC: u32 = 1 << 3;
 /// handler.
 pub const IDLE: u32 = 1 << 4;
 
+/// Where in what GS names as the running thread its ticks in ring 3 are: 64 bits, which the entries from there add to (`trap`).
+pub const THREAD_USER_CYCLES: usize = 24;
+
 /// Processor control region. Fields that Kirql has no use for are padding at NT's width. What code relies on to find this processor's
 /// data is private: a safe store to it could send others anywhere.
 #[repr(C, align(64))]
@@ -74,7 +77,9 @@ pub struct Pcr {
     dpc_stack: u64,
     /// Where this processor's events are recorded (`crate::trace`).
     pub(super) trace: AtomicPtr<Ring>,
-    _pad_e8: [u8; 0x180 - 0xE8],
+    /// The time stamp of the last way back to ring 3 (`trap`). Own processor.
+    user_since: AtomicU64,
+    _pad_f0: [u8; 0x180 - 0xF0],
 }
 
 /// The public head of KPRCB and what the interrupt stubs count in.
@@ -115,7 +120,8 @@ pub(super) const GS_SOFTWARE: usize = offset_of!(Pcr, software);
 pub(super) const GS_DEPTH: usize = offset_of!(Pcr, interrupt_depth);
 pub(super) const GS_DPC_STACK: usize = offset_of!(Pcr, dpc_stack);
 pub(super) const GS_COUNTS: usize = PRCB + offset_of!(PrcbHead, interrupt_count);
-const GS_THREAD: usize = PRCB + offset_of!(PrcbHead, current_thread);
+pub(super) const GS_USER_SINCE: usize = offset_of!(Pcr, user_since);
+pub(super) const GS_THREAD: usize = PRCB + offset_of!(PrcbHead, current_thread);
 const GS_NUMBER: usize = PRCB + offset_of!(PrcbHead, number);
 pub(super) const GS_TRACE: usize = offset_of!(Pcr, trace);
 const GS_SELF: usize = offset_of!(Pcr, self_address);
@@ -148,7 +154,8 @@ impl Pcr {
             _pad_d4: 0,
             dpc_stack,
             trace: AtomicPtr::new(ring::nowhere()),
-            _pad_e8: [0; 0x180 - 0xE8],
+            user_since: AtomicU64::new(0),
+            _pad_f0: [0; 0x180 - 0xF0],
         }
     }
 

@@ -19,6 +19,9 @@
 //!             entry and its `swapgs`, so they compare GS base with the PCR address stored at the top of their own stack
 //!             (`tables`, I2): not with its sign, which user code with FSGSBASE may choose.
 //!             A fault of the `iretq` to ring 3 comes from ring 0 with the user's GS: told by its address.
+//! Time:       the way back to ring 3 notes the time stamp, the entry from there adds what has passed to the running thread's ticks in
+//!             ring 3. Between the two it stays on one processor. What comes by an IST vector stays in sight of that: its time in
+//!             between counts as ring 3's.
 //! Flags:      DF and AC are cleared for every handler: a copy that runs backwards may be interrupted, and what interrupts a copy to
 //!             or from the user (`user`) has no right to the user's memory, nor may ring 3 give it.
 //! Frames:     `crate::frame`.
@@ -32,7 +35,10 @@ use core::mem::{offset_of, size_of};
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::pcr::{self, GS_COUNTS, GS_DEPTH, GS_DPC_STACK, GS_SOFTWARE, REQUEST_APC, REQUEST_DISPATCH};
+use super::pcr::{
+    self, GS_COUNTS, GS_DEPTH, GS_DPC_STACK, GS_SOFTWARE, GS_THREAD, GS_USER_SINCE, REQUEST_APC,
+    REQUEST_DISPATCH, THREAD_USER_CYCLES,
+};
 use super::user::clac;
 use super::{cpu, irql};
 pub use crate::frame::{InterruptFrame, Link, TrapFrame, unwind};
@@ -175,6 +181,18 @@ macro_rules! pop_rest {
     };
 }
 
+/// Ring 3 was left: what has passed since the way there is the running thread's. IF=0, the kernel's GS. Changes RAX, RDX and flags.
+macro_rules! charge_user_time {
+    () => {
+        "rdtsc
+         shl rdx, 32
+         or rax, rdx
+         sub rax, gs:[{user_since}]
+         mov rdx, gs:[{thread}]
+         add [rdx + {user_cycles}], rax"
+    };
+}
+
 /// Steps 1–4 and 6. On entry, from RSP up: vector, then the processor's five words; IF=0.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn interrupt_entry() {
@@ -256,6 +274,11 @@ unsafe extern "sysv64" fn interrupt_entry() {
         "jmp 24b",
         "5:",
         "swapgs",
+        "push rax",
+        "push rdx",
+        charge_user_time!(),
+        "pop rdx",
+        "pop rax",
         "jmp 2b",
         "6:",
         "add rsp, {to_rip}",
@@ -290,20 +313,36 @@ unsafe extern "sysv64" fn interrupt_entry() {
         exit = sym interrupt_exit,
         dispatch = const offset_of!(Upcalls, dispatch),
         return_to_user = sym return_to_user,
+        user_since = const GS_USER_SINCE,
+        thread = const GS_THREAD,
+        user_cycles = const THREAD_USER_CYCLES,
     )
 }
 
 /// The way back to ring 3 of all but the IST vectors. On entry, from RSP up: the processor's five words; IF=0, so that nothing
-/// maskable comes between the two instructions.
+/// maskable comes in between.
+///
+/// # Safety
+/// That; the five words are of ring 3, and what runs is the thread that GS names, on the stack that ring 3's interrupts begin on. It is
+/// jumped to.
 #[unsafe(naked)]
-unsafe extern "sysv64" fn return_to_user() {
+pub unsafe extern "sysv64" fn return_to_user() {
     naked_asm!(
+        "push rax",
+        "push rdx",
+        "rdtsc",
+        "shl rdx, 32",
+        "or rax, rdx",
+        "mov gs:[{user_since}], rax",
+        "pop rdx",
+        "pop rax",
         "swapgs",
         ".globl kirql_iretq_to_user",
         "kirql_iretq_to_user:",
         "iretq",
         ".globl kirql_return_to_user_end",
         "kirql_return_to_user_end:",
+        user_since = const GS_USER_SINCE,
     )
 }
 
@@ -334,6 +373,7 @@ unsafe extern "sysv64" fn exception_entry() {
         "iretq",
         "4:",
         "swapgs",
+        charge_user_time!(),
         "jmp 2b",
         "5:",
         "swapgs",
@@ -351,6 +391,9 @@ unsafe extern "sysv64" fn exception_entry() {
         to_rip = const from_vector::TRAP_RIP,
         return_to_user = sym return_to_user,
         handle = sym exception,
+        user_since = const GS_USER_SINCE,
+        thread = const GS_THREAD,
+        user_cycles = const THREAD_USER_CYCLES,
     )
 }
 

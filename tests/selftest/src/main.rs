@@ -109,6 +109,8 @@ mod user_pages;
 #[cfg(target_os = "none")]
 mod user_stub;
 #[cfg(target_os = "none")]
+mod user_time;
+#[cfg(target_os = "none")]
 mod waits;
 #[cfg(target_os = "none")]
 mod work_queues;

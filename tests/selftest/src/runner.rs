@@ -56,6 +56,7 @@ const SUITES: &[&[Test]] = &[
     crate::exceptions::TESTS,
     crate::interrupts::TESTS,
     crate::user_mode::TESTS,
+    crate::user_time::TESTS,
     crate::switch::TESTS,
     crate::dpc::TESTS,
     crate::timers::TESTS,

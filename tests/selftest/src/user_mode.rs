@@ -26,15 +26,15 @@ pub(crate) const TESTS: &[Test] = &[
     ("user_mode::nmi_storm_over_ring_3_and_the_entries", nmi_storm),
 ];
 
-const NO_END: Verdict = Verdict::Fail("ring 3 was not entered, or not left", 0, 0);
+pub(crate) const NO_END: Verdict = Verdict::Fail("ring 3 was not entered, or not left", 0, 0);
 
 /// Ends ring 3's time at once.
-fn leave(_: &mut TrapFrame) -> bool {
+pub(crate) fn leave(_: &mut TrapFrame) -> bool {
     false
 }
 
 /// Runs the check with the pages mapped, and looks at what the exceptions found.
-fn mapped(
+pub(crate) fn mapped(
     handler: user_stub::Handler,
     at: &mut Irql<Passive>,
     test: impl FnOnce(&mut Irql<Passive>) -> Result,

@@ -86,6 +86,18 @@ global_asm!(
     "popfq",
     "ud2",
     ".balign 32, 0xF4",
+    // Spin, R8 and R9 being the time stamps before and after. RDX is changed.
+    "mov rcx, rax",
+    "rdtsc",
+    "shl rdx, 32",
+    "lea r8, [rax + rdx]",
+    "2: dec rcx",
+    "jnz 2b",
+    "rdtsc",
+    "shl rdx, 32",
+    "lea r9, [rax + rdx]",
+    "ud2",
+    ".balign 32, 0xF4",
     "kirql_user_code_end:",
     ".popsection",
 );
@@ -109,6 +121,8 @@ pub(crate) enum Part {
     Divide,
     Breakpoint,
     Debug,
+    /// Of 64 bytes.
+    Stamps,
 }
 
 impl Part {
@@ -320,8 +334,7 @@ unsafe extern "sysv64" fn enter(start: *const Start, rsp: *const AtomicU64) {
         "mov rax, [rdi + 104]",
         "mov rbp, [rdi + 112]",
         "mov rdi, [rdi + 72]",
-        "swapgs",
-        "iretq",
+        "jmp {return_to_user}",
         ".globl kirql_user_left",
         "kirql_user_left:",
         "pop r15",
@@ -332,6 +345,7 @@ unsafe extern "sysv64" fn enter(start: *const Start, rsp: *const AtomicU64) {
         "pop rbp",
         "ret",
         kernel_stack_ends = sym kernel_stack_ends,
+        return_to_user = sym arch::trap::return_to_user,
         user_data = const USER_DATA,
         user_code = const USER_CODE,
         rsp = const offset_of!(Start, rsp),

@@ -60,6 +60,8 @@ pub const OWN_OBJECTS: usize = 3;
 #[repr(C)]
 pub struct Thread {
     header: Header,
+    /// TSC ticks in ring 3: written by the entries from there, on the processor that runs it.
+    user_cycles: AtomicU64,
     /// The scheduler's part.
     pub(in crate::ke) sched: Schedulable,
     /// I2.
@@ -119,6 +121,11 @@ unsafe impl Sync for Thread {}
 // SAFETY: as above.
 unsafe impl Send for Thread {}
 
+const _: () = assert!(
+    core::mem::offset_of!(Thread, user_cycles) == arch::pcr::THREAD_USER_CYCLES,
+    "the entries from ring 3 write it"
+);
+
 /// Where the blocks of a wait for all are.
 struct Registered {
     first: *mut WaitBlock,
@@ -170,6 +177,7 @@ impl Thread {
     pub(in crate::ke) const fn new(sched: Schedulable, name: Name) -> Self {
         Self {
             header: Header::new(kind::THREAD, 0),
+            user_cycles: AtomicU64::new(0),
             sched,
             context: UnsafeCell::new(arch::switch::Context::empty()),
             handoff: Handoff::new(),
@@ -211,6 +219,7 @@ impl Thread {
     pub(in crate::ke) fn renew(&mut self, part: Schedulable, new_name: Name) {
         let Self {
             header,
+            user_cycles,
             sched,
             handoff,
             wait,
@@ -250,6 +259,7 @@ impl Thread {
             stack: _,
         } = self;
         *header = Header::new(kind::THREAD, 0);
+        *user_cycles.get_mut() = 0;
         *sched = part;
         *handoff = Handoff::new();
         *wait = WaitWord::new();
@@ -337,6 +347,17 @@ impl Thread {
     /// TSC ticks that it ran up to its last switch.
     pub fn cycles(&self) -> u64 {
         self.cycles.load(Ordering::Relaxed)
+    }
+
+    /// Those of them in user mode, up to the last time that it left that. NMIs that came there count as its own.
+    #[doc(alias = "KeQueryRuntimeThread")]
+    pub fn user_cycles(&self) -> u64 {
+        self.user_cycles.load(Ordering::Relaxed)
+    }
+
+    /// Those in kernel mode, with the interrupts that it was hit by. Of a thread that runs: too few by what came since its last switch.
+    pub fn kernel_cycles(&self) -> u64 {
+        self.cycles().saturating_sub(self.user_cycles())
     }
 
     /// Is `address` in the page below its stack? For reports: of a thread that doesn't run elsewhere.
