@@ -1,48 +1,38 @@
-//! What is done to the pages of a memory descriptor list: found, locked, mapped, and all of it undone.
+//! What is done to the pages of a memory descriptor list: found, locked (mdl_pages/lock.rs), mapped, and all of it undone.
 //!
-//! IRQL:       at or below DISPATCH, no lock from `PoolAccess` on (allocation), `SpaceLock` on (mapping), `PfnLock` (locking).
+//! IRQL:       at or below DISPATCH, no lock from `PoolAccess` on (allocation), `SpaceLock` on (mapping); locking at or below APC, or
+//!             what is not pageable at or below DISPATCH.
 //! Invariants: I1 a list with `PAGES_LOCKED` holds one reference on each of its pages that the PFN database counts, from
-//!                `probe_and_lock` to `unlock`: a page that is freed meanwhile is PFN_LIST_CORRUPT.
+//!                `probe_and_lock` to `unlock`. A page of the kernel's that is freed meanwhile is PFN_LIST_CORRUPT; one of a process
+//!                is given back by the unlock.
 //!             I2 a list with `MAPPED_TO_SYSTEM_VA` has a run of system PTEs of its own, which starts with `mapped_system_va`'s page.
 //! Not as NT:  memory is always mapped write-back, as the kernel has it mapped so already; the caching asked for is for pages of
-//!             devices. (NT takes the page's own attribute, too.) A mapped list is not advanced. User addresses are refused until
-//!             there are any.
-//! Tests:      selftest `memory_mdl::*`.
+//!             devices. (NT takes the page's own attribute, too.) A mapped list is not advanced. Pages are mapped for the kernel only.
+//! Tests:      selftest `memory_mdl::*`, `process_locked::*`.
 //! Sources:    WDK, `MmProbeAndLockPages`, `MmBuildMdlForNonPagedPool`, `MmMapLockedPagesSpecifyCache`, `IoFreeMdl`.
 
 use core::ptr::NonNull;
 
-use arch::paging::{self, Flags, PAGE};
+use arch::paging::{self, PAGE};
 use sync::irql::{Below, Ipi, Irql, PageCacheAccess, PfnLock, PoolAccess, SpaceLock};
 
-use super::frames::Frames;
-use super::mdl::{KMdl, Mdl, MdlError, flags};
+use super::mdl::{KMdl, Mdl, flags};
 use super::pages::Page;
 use super::pfn::PageNumber;
 use super::pool::{self, Tag};
 use super::ranges::PageRange;
 use super::system_pte::{self, MapError, Mapping};
 use super::tables::{Access, Caching, Leaf};
-use super::{Exhausted, layout, physical};
+use super::{Exhausted, physical};
 use crate::ke::bugcheck::{StopCode, bugcheck};
 
+pub use lock::{
+    AccessViolation, LockError, Operation, advance, probe_and_lock, probe_and_lock_nonpaged, unlock,
+};
+
+mod lock;
+
 const TAG: Tag = Tag::new(b"Mdl ");
-
-/// What will be done to locked pages.
-#[doc(alias = "LOCK_OPERATION")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// They are read.
-    Read,
-    /// They are written.
-    Write,
-    /// Both.
-    Modify,
-}
-
-/// The buffer is not mapped, or not for the operation, or not the kernel's: STATUS_ACCESS_VIOLATION.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AccessViolation;
 
 /// What is asked of a list contradicts its flags.
 #[cold]
@@ -111,124 +101,6 @@ pub fn build_for_nonpaged(mdl: &mut Mdl) {
     let header = mdl.header_mut();
     header.mapped_system_va = address;
     header.flags |= flags::SOURCE_IS_NONPAGED_POOL;
-}
-
-/// Fills in the pages of a kernel buffer and holds each of them, until [`unlock`].
-///
-/// # Errors
-/// Nothing is held then.
-///
-/// # Bugchecks
-/// MEMORY_MANAGEMENT (0x408) if it holds pages already.
-#[doc(alias = "MmProbeAndLockPages")]
-pub fn probe_and_lock<L: Below<PfnLock>>(
-    mdl: &mut Mdl,
-    operation: Operation,
-    at: &mut Irql<L>,
-) -> Result<(), AccessViolation> {
-    if mdl.header().flags & (flags::PAGES_LOCKED | flags::PARTIAL | flags::SOURCE_IS_NONPAGED_POOL) != 0 {
-        misuse(0x408, mdl);
-    }
-    let start = mdl.header().start_va.addr() as u64;
-    let mut frames = physical::manager().frames().lock(at);
-    let mut device = false;
-    let mut done = 0;
-    let pages = mdl.pages_mut();
-    for slot in pages.iter_mut() {
-        *slot = match probe(start + done as u64 * PAGE, operation, &frames) {
-            // One that its owner gives up at this moment is not there.
-            Ok(Found::Counted(page)) if !frames.try_reference(page) => break,
-            Ok(Found::Counted(page)) => {
-                if operation != Operation::Read {
-                    frames.memory().entry(page).set_dirty();
-                }
-                page.number().into()
-            }
-            Ok(Found::Kept(number)) => {
-                device |= !system_pte::is_memory(number * PAGE, (number + 1) * PAGE);
-                number
-            }
-            Err(AccessViolation) => break,
-        };
-        done += 1;
-    }
-    if done < pages.len() {
-        pages[..done].iter().for_each(|&number| let_go(number, &mut frames));
-        return Err(AccessViolation);
-    }
-    drop(frames);
-    let header = mdl.header_mut();
-    header.flags |= flags::PAGES_LOCKED;
-    if operation != Operation::Read {
-        header.flags |= flags::WRITE_OPERATION;
-    }
-    if device {
-        header.flags |= flags::IO_SPACE;
-    }
-    Ok(())
-}
-
-/// A page of a buffer.
-enum Found {
-    /// The database counts its references.
-    Counted(PageNumber),
-    /// A device's, or the image's, or bring-up's: it is never given to anybody else.
-    Kept(u64),
-}
-
-/// What lies at `address`.
-fn probe(address: u64, operation: Operation, frames: &Frames) -> Result<Found, AccessViolation> {
-    if address >> 47 == 0 {
-        return Err(AccessViolation);
-    }
-    let (physical, rights) = paging::translate(address).ok_or(AccessViolation)?;
-    if operation != Operation::Read && !rights.contains(Flags::WRITABLE) {
-        return Err(AccessViolation);
-    }
-    match frames.in_use(physical / PAGE) {
-        Some(page) => Ok(Found::Counted(page)),
-        // Memory as such, and nobody has it.
-        None if layout::part(address) == Some(layout::DIRECT) => Err(AccessViolation),
-        None => Ok(Found::Kept(physical / PAGE)),
-    }
-}
-
-/// One of a locked list's pages, if it is one that is counted: as such it can't have ceased to be one since (I1).
-fn let_go(number: u64, frames: &mut Frames) {
-    if let Some(page) = frames.in_use(number) {
-        frames.dereference(page);
-    }
-}
-
-/// Lets the pages go. A mapping of the list ends first.
-///
-/// # Bugchecks
-/// MEMORY_MANAGEMENT (0x409) if it holds none.
-#[doc(alias = "MmUnlockPages")]
-pub fn unlock<L: Below<PfnLock> + Below<SpaceLock> + Below<Ipi>>(mdl: &mut Mdl, at: &mut Irql<L>) {
-    if !mdl.has(flags::PAGES_LOCKED) {
-        misuse(0x409, mdl);
-    }
-    if mdl.has(flags::MAPPED_TO_SYSTEM_VA) {
-        unmap(mdl, at);
-    }
-    let mut frames = physical::manager().frames().lock(at);
-    mdl.pages().iter().for_each(|&number| let_go(number, &mut frames));
-    drop(frames);
-    mdl.header_mut().flags &= !(flags::PAGES_LOCKED | flags::WRITE_OPERATION | flags::IO_SPACE);
-}
-
-/// Leaves the first `bytes` bytes out; pages that thereby leave the list are let go.
-///
-/// # Errors
-/// Nothing is changed then.
-#[doc(alias = "MmAdvanceMdl")]
-pub fn advance<L: Below<PfnLock>>(mdl: &mut Mdl, bytes: u32, at: &mut Irql<L>) -> Result<(), MdlError> {
-    if !mdl.has(flags::PAGES_LOCKED) {
-        return mdl.advance_unlocked(bytes);
-    }
-    let mut frames = physical::manager().frames().lock(at);
-    mdl.advance_with(bytes, |number| let_go(number, &mut frames))
 }
 
 /// Maps the pages for the kernel, never executable, and says where the buffer begins there.

@@ -215,7 +215,8 @@ impl PageManager {
     #[inline]
     pub fn discard(&self, page: Page, cache: &PageCache, at: &mut At) {
         if !self.memory().entry(page.0).try_release() {
-            self.frames.lock(at).discard(page.0);
+            // It is free at once if the last such use has ended meanwhile.
+            self.with(at, |frames| frames.discard(page.0));
         } else if !cache.0.push(page.0.0) {
             self.free_slowly(page, cache, at);
         }

@@ -251,6 +251,11 @@ pub(super) fn discard<L: Below<PageCacheAccess>>(page: Page, at: &mut Irql<L>) {
     here(at, |cache, at| PAGES.discard(page, cache, at));
 }
 
+/// Ends a use by physical address, which may have been the last: then the page is free, or on the list that its content belongs on.
+pub(super) fn dereference<L: Below<PageCacheAccess>>(page: PageNumber, at: &mut Irql<L>) {
+    here(at, |_, at| PAGES.with(at, |frames| frames.dereference(page)));
+}
+
 /// `count` pages in a row whose addresses are all below `limit` (`None`: anywhere), the first a multiple of 2^`align` pages.
 #[doc(alias = "MmAllocateContiguousMemory")]
 pub fn allocate_contiguous<L: Below<PageCacheAccess>>(

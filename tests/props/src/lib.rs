@@ -2,5 +2,7 @@
 
 pub mod arena;
 pub mod dispatcher_rules;
+pub mod process_holds;
 pub mod process_machine;
+pub mod process_model;
 pub mod process_rules;

@@ -11,7 +11,7 @@ use kernel::mm::pages::{Page, PageCache};
 use kernel::mm::pfn::{Memory, PageNumber};
 use kernel::mm::process::machine::{Commit, Machine};
 use kernel::mm::ranges::PageRange;
-use sync::irql::{Below, Ipi, Irql, PageCacheAccess, PfnLock, PoolAccess, SpaceLock};
+use sync::irql::{AddressSpaceLock, Below, Ipi, Irql, PageCacheAccess, PfnLock, PoolAccess, SpaceLock};
 use sync::shootdown::{Run, Space};
 
 use crate::arena::{Arena, on_processor};
@@ -36,6 +36,8 @@ pub struct Host {
     blocks: Cell<usize>,
     flushes: Cell<usize>,
     turns: Cell<usize>,
+    /// Pages in use by physical address, and how often.
+    held: RefCell<BTreeMap<PageNumber, u32>>,
     /// By space and page.
     translations: RefCell<BTreeMap<(usize, u64), Translation>>,
 }
@@ -67,6 +69,7 @@ impl HostRef {
             blocks: Cell::new(0),
             flushes: Cell::new(0),
             turns: Cell::new(0),
+            held: RefCell::new(BTreeMap::new()),
             translations: RefCell::new(BTreeMap::new()),
         }))))
     }
@@ -113,12 +116,18 @@ impl HostRef {
         })
     }
 
-    /// A use by physical address, as of an MDL; or its end.
-    pub fn refer(self, page: PageNumber, begins: bool) {
-        on_processor(|at| {
-            let mut frames = self.host().arena.manager.frames().lock(at);
-            if begins { frames.reference(page) } else { frames.dereference(page) }
-        });
+    /// The page of that number, which somebody has.
+    pub fn in_use(self, number: u64) -> PageNumber {
+        on_processor(|at| self.host().arena.manager.frames().lock(at).in_use(number)).expect("in use")
+    }
+
+    /// How often it is held.
+    pub fn holds_of(self, page: PageNumber) -> u32 {
+        self.host().held.borrow().get(&page).copied().unwrap_or(0)
+    }
+
+    fn is_nobodys(self, page: PageNumber) {
+        assert_eq!(self.holds_of(page), 0, "somebody holds it");
     }
 
     /// The processor's translation.
@@ -188,9 +197,12 @@ unsafe impl Machine for HostRef {
         self.may()?;
         let mut at = at.raise::<PageCacheAccess>();
         if zeroed {
-            return self.host().arena.manager.allocate_zeroed(&self.host().cache, &mut at);
+            let page = self.host().arena.manager.allocate_zeroed(&self.host().cache, &mut at)?;
+            self.is_nobodys(page.number());
+            return Ok(page);
         }
         let page = self.host().arena.manager.allocate(&self.host().cache, &mut at)?;
+        self.is_nobodys(page.number());
         // SAFETY: just allocated; what was there before must be seen by nobody.
         unsafe { self.memory().address(page.number()).write_bytes(0xDB, 4096) };
         Ok(page)
@@ -217,6 +229,22 @@ unsafe impl Machine for HostRef {
         // One is the section's, one the entry's that is gone.
         assert!(self.translations_of(page) <= shares - 2, "unmapped with a translation left");
         self.host().arena.manager.frames().lock(at).unshare(page, false);
+    }
+
+    fn hold(self, page: PageNumber, _: bool, at: &mut Irql<AddressSpaceLock>) {
+        *self.host().held.borrow_mut().entry(page).or_insert(0) += 1;
+        self.host().arena.manager.frames().lock(at).reference(page);
+    }
+
+    fn let_go<L: Below<PageCacheAccess>>(self, page: PageNumber, at: &mut Irql<L>) {
+        let mut held = self.host().held.borrow_mut();
+        match held.get_mut(&page) {
+            Some(1) => drop(held.remove(&page)),
+            Some(more) => *more -= 1,
+            None => panic!("let go, and not held"),
+        }
+        let mut at = at.raise::<PageCacheAccess>();
+        self.host().arena.manager.with(&mut at, |frames| frames.dereference(page));
     }
 
     fn flush<L: Below<Ipi>>(self, space: &Space, runs: Option<&[Run]>, _: &mut Irql<L>) {

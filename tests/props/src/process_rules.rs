@@ -20,6 +20,8 @@ pub struct PageRules {
     pub protect: Option<u32>,
     /// What its own page holds, if it has one.
     pub own: Option<u64>,
+    /// Another number for each such page.
+    pub stamp: u64,
 }
 
 /// What was reserved or mapped together.
@@ -120,7 +122,7 @@ impl SpaceRules {
     pub fn add(&mut self, span: Span, allocation: Allocation, committed: bool) {
         let protect = committed.then_some(allocation.protect);
         for page in span.first..span.end {
-            self.pages.insert(page, PageRules { protect, own: None });
+            self.pages.insert(page, PageRules { protect, own: None, stamp: 0 });
         }
         self.allocations.insert(span.first, Allocation { end: span.end, ..allocation });
     }

@@ -357,7 +357,7 @@ fn misuse_mdl(name: &str, at: &mut Irql<Passive>) {
     }
     let Ok(page) = physical::allocate(at) else { return };
     let Ok(mut mdl) = mdl_pages::allocate(physical::address(page.number()), 100, at) else { return };
-    if mdl_pages::probe_and_lock(&mut mdl, Operation::Write, at).is_err() {
+    if mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Write, at).is_err() {
         return;
     }
     match name {

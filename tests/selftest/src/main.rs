@@ -79,6 +79,8 @@ mod probe;
 #[cfg(target_os = "none")]
 mod process;
 #[cfg(target_os = "none")]
+mod process_locked;
+#[cfg(target_os = "none")]
 mod process_smp;
 #[cfg(target_os = "none")]
 mod processors;

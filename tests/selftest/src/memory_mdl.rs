@@ -4,8 +4,10 @@ use core::ptr::NonNull;
 
 use arch::paging::{Flags, PAGE, translate};
 use kernel::boot::facts;
+use kernel::ke::apc::ProcessorMode;
 use kernel::mm::mdl::{Mdl, MdlError, flags};
-use kernel::mm::mdl_pages::{self, AccessViolation, Operation};
+use kernel::mm::mdl_pages::{self, AccessViolation, LockError, Operation};
+use kernel::mm::paged;
 use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
 use kernel::mm::physical;
@@ -14,6 +16,7 @@ use kernel::mm::system_pte;
 use kernel::mm::tables::{Access, Caching};
 use sync::irql::{Irql, Passive};
 
+use crate::memory_paged::{self, Baseline};
 use crate::probe;
 use crate::runner::{Result, Test, Verdict, check, equal};
 
@@ -23,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_mdl::a_locked_buffer_is_mapped_and_unmapped", mapped),
     ("memory_mdl::parts_rely_on_the_whole", parts),
     ("memory_mdl::what_can_not_be_locked_leaves_nothing_held", refused),
+    ("memory_mdl::paged_pool_is_had_to_be_locked", paged_pool),
     ("memory_mdl::device_pages_are_mapped_as_asked", device),
 ];
 
@@ -86,9 +90,9 @@ fn locked(at: &mut Irql<Passive>) -> Result {
     // The last byte of the first page to the first of the third.
     let mut mdl = mdl_pages::allocate(memory.wrapping_add(4095), 4098, at).map_err(no("no list"))?;
     let mut second = mdl_pages::allocate(memory, BYTES, at).map_err(no("no list"))?;
-    mdl_pages::probe_and_lock(&mut mdl, Operation::Write, at).map_err(no("not locked"))?;
+    mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Write, at).map_err(no("not locked"))?;
     let once = pages.map(references);
-    mdl_pages::probe_and_lock(&mut second, Operation::Read, at).map_err(no("not locked twice"))?;
+    mdl_pages::probe_and_lock_nonpaged(&mut second, Operation::Read, at).map_err(no("not locked twice"))?;
     let twice = pages.map(references);
     let numbers = pages.map(|page| u64::from(page.number()));
     let right = mdl.pages() == numbers && second.pages() == numbers;
@@ -124,7 +128,7 @@ fn mapped(at: &mut Irql<Passive>) -> Result {
     let free = system_pte::free(at);
     let start = memory.wrapping_add(100);
     let mut mdl = mdl_pages::allocate(start, 9000, at).map_err(no("no list"))?;
-    mdl_pages::probe_and_lock(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
+    mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
     // SAFETY: our own pages.
     let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::Uncached, at) };
     let address = address.map_err(no("not mapped"))?;
@@ -165,7 +169,7 @@ fn parts(at: &mut Irql<Passive>) -> Result {
     let (memory, pages) = buffer(at)?;
     let mut whole = mdl_pages::allocate(memory, BYTES, at).map_err(no("no list"))?;
     let mut part = mdl_pages::allocate(memory.wrapping_add(4000), 200, at).map_err(no("no list"))?;
-    mdl_pages::probe_and_lock(&mut whole, Operation::Write, at).map_err(no("not locked"))?;
+    mdl_pages::probe_and_lock_nonpaged(&mut whole, Operation::Write, at).map_err(no("not locked"))?;
     whole.build_partial(&mut part, memory.wrapping_add(4000), 200).map_err(no("no part"))?;
     // SAFETY: our own pages.
     let first = unsafe { mdl_pages::system_address(&mut part, at) }.map_err(no("not mapped"))?;
@@ -202,7 +206,7 @@ fn refused(at: &mut Irql<Passive>) -> Result {
     let (memory, pages) = buffer(at)?;
     let lock = |address: *mut u8, bytes, operation, at: &mut Irql<Passive>| -> Found<_> {
         let mut mdl: Mdl = mdl_pages::allocate(address, bytes, at).map_err(no("no list"))?;
-        let result = mdl_pages::probe_and_lock(&mut mdl, operation, at);
+        let result = mdl_pages::probe_and_lock_nonpaged(&mut mdl, operation, at);
         if result.is_ok() {
             mdl_pages::unlock(&mut mdl, at);
         }
@@ -231,6 +235,60 @@ fn refused(at: &mut Irql<Passive>) -> Result {
     check(held == [1, 1, 1], "a reference left behind", held[0], held[1])
 }
 
+/// Untouched, trimmed, trimmed while it is locked; and no more once it was given back.
+fn paged_pool(at: &mut Irql<Passive>) -> Result {
+    let baseline = Baseline::take(at);
+    let bytes = BYTES as usize;
+    let block = memory_paged::take(bytes, at)?;
+    let start = block.as_ptr();
+    let lock = |mode, at: &mut Irql<Passive>| -> Found<core::result::Result<Mdl, LockError>> {
+        let mut mdl = mdl_pages::allocate(start.wrapping_add(16), BYTES - 32, at).map_err(no("no list"))?;
+        let result = mdl_pages::probe_and_lock(&mut mdl, mode, Operation::Modify, at);
+        if let Err(error) = result {
+            // SAFETY: not locked.
+            unsafe { mdl_pages::free(mdl, at) };
+            return Ok(Err(error));
+        }
+        Ok(Ok(mdl))
+    };
+    let before = paged::usage(at).resident;
+    let mut first = lock(ProcessorMode::Kernel, at)?.map_err(no("not locked"))?;
+    let made = paged::usage(at).resident - before;
+    paged::trim(at);
+    let mut second = lock(ProcessorMode::Kernel, at)?.map_err(no("not locked after a trim"))?;
+    paged::trim(at);
+    let same = first.pages() == second.pages();
+    let held = first.pages().iter().all(|&number| {
+        let page = physical::in_use(number, at);
+        page.is_some_and(|page| physical::references(page).0 >= 2)
+    });
+    // SAFETY: our own block.
+    let address = unsafe { mdl_pages::system_address(&mut first, at) }.map_err(no("not mapped"))?;
+    // SAFETY: both are byte 5000 of the block.
+    let seen = unsafe {
+        address.as_ptr().add(5000 - 16).write_volatile(0x5A);
+        start.add(5000).read_volatile()
+    };
+    for list in [&mut first, &mut second] {
+        mdl_pages::unlock(list, at);
+    }
+    // SAFETY: unlocked.
+    unsafe {
+        mdl_pages::free(first, at);
+        mdl_pages::free(second, at);
+    }
+    let users = lock(ProcessorMode::User, at)?.err();
+    memory_paged::free(block, at);
+    paged::drain(at);
+    let freed = lock(ProcessorMode::Kernel, at)?.err();
+    let violation = Some(LockError::AccessViolation);
+    equal(made.into(), 3, "pages made")?;
+    check(same && held, "other pages after a trim, or not held", same.into(), held.into())?;
+    equal(seen.into(), 0x5A, "what was written through the list")?;
+    check(users == violation && freed == violation, "locked for the user, or freed", 0, 0)?;
+    baseline.compare(at)
+}
+
 fn device(at: &mut Irql<Passive>) -> Result {
     let Some(chip) = facts().firmware.io_apics.as_slice().first() else {
         return Err(Verdict::Skip("needs an I/O APIC"));
@@ -240,7 +298,7 @@ fn device(at: &mut Irql<Passive>) -> Result {
     let mapping = unsafe { system_pte::map_io(registers, 0x20, Caching::Uncached, at) };
     let mapping = mapping.map_err(no("not mapped"))?;
     let mut mdl = mdl_pages::allocate(mapping.address().as_ptr(), 0x20, at).map_err(no("no list"))?;
-    mdl_pages::probe_and_lock(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
+    mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
     let is_device = mdl.has(flags::IO_SPACE);
     // SAFETY: as above.
     let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::Uncached, at) };

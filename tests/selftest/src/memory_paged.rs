@@ -10,7 +10,7 @@ use kernel::mm::frames::Counts;
 use kernel::mm::paged::{self, PagedOwned, Usage};
 use kernel::mm::pool::Tag;
 use kernel::mm::user::{copy_from_user, copy_to_user};
-use kernel::mm::{layout, physical, pool, system_pte};
+use kernel::mm::{layout, physical, pool, system_pte, zeroing};
 use sync::irql::{Apc, Irql, Passive};
 
 use crate::everywhere;
@@ -46,6 +46,8 @@ impl Baseline {
         everywhere::run(at, |at, _| pool::drain_everything(at));
         paged::drain(at);
         everywhere::run(at, |at, _| physical::drain(at));
+        // A page that is being cleared is on no list.
+        let _pause = zeroing::Pause::begin(at);
         Self { counts: physical::counts(at), kept: system_pte::table_pages(at), usage: paged::usage(at) }
     }
 

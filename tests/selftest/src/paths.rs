@@ -5,10 +5,11 @@ use core::ptr::NonNull;
 
 use arch::paging::PAGE;
 use kernel::ex::Resource;
+use kernel::ke::apc::ProcessorMode;
 use kernel::ke::interrupt::{Claim, Interrupt, Request, Share, Source};
 use kernel::ke::{extended, ipi, thread, wait};
 use kernel::mm::contiguous::{self, Place};
-use kernel::mm::mdl_pages::{self, Choice, Operation};
+use kernel::mm::mdl_pages::{self, Choice, LockError, Operation};
 use kernel::mm::paged::{self, PagedOwned};
 use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
@@ -38,6 +39,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("paths::contiguous_memory", in_a_row),
     ("paths::memory_of_a_process", process_memory),
     ("paths::copies_of_a_section", section_copies),
+    ("paths::a_users_buffer_locked", users_buffer),
     ("paths::a_thread", a_thread),
     ("paths::extended_state", extended_state),
     ("paths::an_interrupt", an_interrupt),
@@ -144,7 +146,7 @@ fn lists(at: &mut Irql<Passive>) -> Result {
     with_pages::<1>(at, |pages, at| {
         let start = physical::address(pages[0]);
         let mut mdl = mdl_pages::allocate(start, 4000, at).map_err(|_| REFUSED)?;
-        let locked = mdl_pages::probe_and_lock(&mut mdl, Operation::Write, at).is_ok();
+        let locked = mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Write, at).is_ok();
         // SAFETY: the path's own page.
         let address = unsafe { mdl_pages::system_address(&mut mdl, at) }.map_err(|_| REFUSED);
         if locked {
@@ -232,6 +234,29 @@ fn section_copies(at: &mut Irql<Passive>) -> Result {
         section.release(at);
         result
     })
+}
+
+fn users_buffer(at: &mut Irql<Passive>) -> Result {
+    let space = ProcessSpace::create(Here, at).map_err(|_| REFUSED)?;
+    let result = (|| {
+        let base = space.allocate(None, 3 * PAGE, RESERVE | COMMIT, 4, at).map_err(|_| REFUSED)?.base;
+        let buffer = core::ptr::without_provenance_mut(base as usize + 100);
+        let mut mdl = mdl_pages::allocate(buffer, 2 * PAGE as u32, at).map_err(|_| REFUSED)?;
+        let locked = attached(&space, at, |at| {
+            mdl_pages::probe_and_lock(&mut mdl, ProcessorMode::User, Operation::Write, at)
+        });
+        if locked.is_ok() {
+            mdl_pages::unlock(&mut mdl, at);
+        }
+        // SAFETY: made above.
+        unsafe { mdl_pages::free(mdl, at) };
+        match locked {
+            Err(error) if error != LockError::Exhausted => Err(Verdict::Fail("refused otherwise", 0, 0)),
+            other => other.map_err(|_| REFUSED),
+        }
+    })();
+    space.destroy(at);
+    result
 }
 
 fn a_thread(at: &mut Irql<Passive>) -> Result {

@@ -93,7 +93,7 @@ pub(crate) fn same_as(before: (u32, u64), at: &mut Irql<Passive>) -> Result {
 }
 
 /// Runs a test with a space, which must be whole behind it, and checks that all comes back.
-fn with_space(
+pub(crate) fn with_space(
     at: &mut Irql<Passive>,
     test: impl FnOnce(&ProcessSpace, &mut Irql<Passive>) -> Result,
 ) -> Result {

@@ -231,15 +231,20 @@ fn one_copy(at: &mut Irql<Passive>) -> Result {
     same_as(before, at)
 }
 
-/// Writes to its own word for as long as there is one.
-fn use_address(at: &mut Irql<Passive>, number: u32) {
+/// Each processor but the first does `act` with the space that all share until it is told to stop; what is not committed at the moment is
+/// no failure.
+pub(crate) fn until_told(
+    at: &mut Irql<Passive>,
+    number: u32,
+    act: impl Fn(&ProcessSpace, u64, &mut Irql<Passive>) -> core::result::Result<(), NtStatus>,
+) {
     let Some(space) = space() else { return };
     if number == 0 {
         return;
     }
     attached(space, at, |at| {
         while STAGE.load(SeqCst) == 0 {
-            match write(ADDRESS.load(SeqCst) + 8 * u64::from(number), u64::MAX, at) {
+            match act(space, ADDRESS.load(SeqCst), at) {
                 Ok(()) => _ = USES[number as usize].fetch_add(1, SeqCst),
                 Err(NtStatus::ACCESS_VIOLATION) => {}
                 Err(status) => wrong(5, status.0.into()),
@@ -247,6 +252,21 @@ fn use_address(at: &mut Irql<Passive>, number: u32) {
             TRIES[number as usize].fetch_add(1, SeqCst);
         }
     });
+}
+
+/// Were they told?
+pub(crate) fn is_told() -> bool {
+    STAGE.load(SeqCst) != 0
+}
+
+/// What all have tried together.
+pub(crate) fn tries() -> u32 {
+    TRIES.iter().map(|count| count.load(SeqCst)).sum()
+}
+
+/// Writes to its own word for as long as there is one.
+fn use_address(at: &mut Irql<Passive>, number: u32) {
+    until_told(at, number, |_, address, at| write(address + 8 * u64::from(number), u64::MAX, at));
 }
 
 /// Waits until each of the others has added to its count.
@@ -257,14 +277,15 @@ fn each_adds(counts: &[AtomicU32; prcb::MAX_PROCESSORS], what: &'static str) -> 
     })
 }
 
-fn under_fire(
+/// The others do `job` meanwhile.
+pub(crate) fn under_fire(
     at: &mut Irql<Passive>,
-    space: &ProcessSpace,
-    address: u64,
+    (space, address): (&ProcessSpace, u64),
+    job: everywhere::Job,
     rounds: impl FnOnce(&mut Irql<Passive>) -> Result,
 ) -> Result {
     begin(space, address);
-    everywhere::start(at, use_address);
+    everywhere::start(at, job);
     let result = rounds(at);
     STAGE.store(1, SeqCst);
     everywhere::finish(at);
@@ -280,7 +301,7 @@ fn torture(at: &mut Irql<Passive>) -> Result {
     let before = baseline(at);
     let space = new_space(at)?;
     let address = had(space.allocate(None, PAGE, RESERVE, page::READWRITE, at), "nothing reserved")?.base;
-    let result = under_fire(at, &space, address, |at| {
+    let result = under_fire(at, (&space, address), use_address, |at| {
         for round in 0..12_u64 {
             had(space.allocate(Some(address), PAGE, COMMIT, page::READWRITE, at), "not committed")?;
             each_adds(&USES, "one doesn't write")?;
@@ -332,7 +353,7 @@ fn views(at: &mut Irql<Passive>) -> Result {
     let before = baseline(at);
     let (space, sections) = (new_space(at)?, [new_section(PAGE, at)?, new_section(PAGE, at)?]);
     const ADDRESS: u64 = 0x7_0000;
-    let result = under_fire(at, &space, ADDRESS, |at| {
+    let result = under_fire(at, (&space, ADDRESS), use_address, |at| {
         for round in 0..12 {
             let section = &sections[round % 2];
             had(space.map(section, Some(ADDRESS), 0, 0, 0, page::READWRITE, at), "no view")?;

@@ -78,6 +78,7 @@ const SUITES: &[&[Test]] = &[
     crate::memory_io::TESTS,
     crate::memory_mdl::TESTS,
     crate::process::TESTS,
+    crate::process_locked::TESTS,
     crate::process_smp::TESTS,
     crate::memory_user::TESTS,
     crate::memory_paged::TESTS,

@@ -109,35 +109,50 @@ impl<M: Machine> AddressSpace<M> {
         access: Access,
         at: &mut Irql<L>,
     ) -> Resolution {
+        match self.resolve_then(address, access, at, |_, _, _| ()) {
+            Ok(()) => Resolution::Resolved,
+            Err(other) => other,
+        }
+    }
+
+    /// As [`resolve`](Self::resolve); `then` sees the page before anybody can take it away again: under the lock.
+    pub(super) fn resolve_then<L: MayBlock + Below<AddressSpaceLock>, R>(
+        &self,
+        address: u64,
+        access: Access,
+        at: &mut Irql<L>,
+        then: impl Fn(&Inner<M>, u64, &mut Irql<AddressSpaceLock>) -> R,
+    ) -> Result<R, Resolution> {
         let page = address / PAGE_SIZE as u64;
         if !USER.contains(page) {
-            return Resolution::AccessViolation;
+            return Err(Resolution::AccessViolation);
         }
         let mut spare = None;
-        let resolution = loop {
-            let step = {
+        let result = loop {
+            let ended = {
                 let mut guard = self.inner.lock(at);
                 let (inner, at) = guard.parts();
                 loop {
                     match inner.step(&self.loaded, page, access, &mut spare, at) {
                         Step::More => {}
-                        step => break step,
+                        Step::Page => break None,
+                        Step::Done(Resolution::Resolved) => break Some(Ok(then(inner, page, at))),
+                        Step::Done(other) => break Some(Err(other)),
                     }
                 }
             };
-            match step {
-                Step::Done(resolution) => break resolution,
-                Step::More => {}
-                Step::Page => match self.machine.allocate(true, &mut at.raise::<AddressSpaceLock>()) {
-                    Ok(page) => spare = Some(page),
-                    Err(Exhausted) => break Resolution::Exhausted,
-                },
+            if let Some(result) = ended {
+                break result;
+            }
+            match self.machine.allocate(true, &mut at.raise::<AddressSpaceLock>()) {
+                Ok(page) => spare = Some(page),
+                Err(Exhausted) => break Err(Resolution::Exhausted),
             }
         };
         if let Some(page) = spare {
             self.machine.free(page, &mut at.raise::<AddressSpaceLock>());
         }
-        resolution
+        result
     }
 }
 

@@ -20,6 +20,7 @@ use sync::irql::{
 use sync::shootdown::{Run, Space};
 
 use super::fault::Resolution;
+use super::hold::Refused;
 use super::machine::{Commit, Machine};
 use super::protection::Access;
 use super::space::AddressSpace;
@@ -99,6 +100,18 @@ unsafe impl Machine for Here {
 
     fn unshare<L: Below<PfnLock>>(self, page: PageNumber, at: &mut Irql<L>) {
         physical::manager().frames().lock(at).unshare(page, false);
+    }
+
+    fn hold(self, page: PageNumber, written: bool, at: &mut Irql<AddressSpaceLock>) {
+        let mut frames = physical::manager().frames().lock(at);
+        frames.reference(page);
+        if written {
+            frames.memory().entry(page).set_dirty();
+        }
+    }
+
+    fn let_go<L: Below<PageCacheAccess>>(self, page: PageNumber, at: &mut Irql<L>) {
+        physical::dereference(page, at);
     }
 
     fn flush<L: Below<Ipi>>(self, space: &Space, runs: Option<&[Run]>, at: &mut Irql<L>) {
@@ -181,6 +194,26 @@ unsafe fn load(from: *const ProcessSpace, to: *const ProcessSpace, at: &mut Irql
     let root = to.map_or(KERNEL_ROOT.load(Relaxed), ProcessSpace::root);
     // SAFETY: the caller's; a space's root has the kernel half of all.
     unsafe { shootdown::load(from.map(ProcessSpace::loaded), to.map(ProcessSpace::loaded), root, at) };
+}
+
+/// Holds pages of the space that the running thread is attached to, and says whose they are (for KMdl's `process`); attached to none, it
+/// is as if nothing was mapped.
+pub(crate) fn hold<L>(
+    first: u64,
+    access: Access,
+    pages: &mut [u64],
+    at: &mut Irql<L>,
+) -> Result<*const ProcessSpace, Refused>
+where
+    L: MayBlock + Below<AddressSpaceLock>,
+{
+    let space = thread::current(at).space.get().cast::<ProcessSpace>();
+    // SAFETY: I2: the caller runs within the `attached` that borrows it.
+    let Some(space) = (unsafe { space.as_ref() }) else {
+        return Err(Refused { why: Resolution::AccessViolation, page: 0 });
+    };
+    space.hold(first, access, pages, at)?;
+    Ok(space)
 }
 
 /// Resolves a fault at `address` of the user half in the space that the running thread is attached to; `None`: to none.

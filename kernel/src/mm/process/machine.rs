@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use sync::irql::{Below, Ipi, Irql, PageCacheAccess, PfnLock, PoolAccess, SpaceLock};
+use sync::irql::{AddressSpaceLock, Below, Ipi, Irql, PageCacheAccess, PfnLock, PoolAccess, SpaceLock};
 use sync::shootdown::{Run, Space};
 
 use crate::mm::Exhausted;
@@ -13,7 +13,7 @@ use crate::mm::pfn::{Memory, PageNumber};
 /// See the module.
 ///
 /// # Safety
-/// 1. A page that `allocate` gives is reached through `memory`, and nobody else's until `free`.
+/// 1. A page that `allocate` gives is reached through `memory`, and nobody else's until `free`, nor while it is held.
 /// 2. After `flush` no processor reaches anything by a translation of the space that ended before: a page of these runs, or the
 ///    tables that led there; all of the user half without runs.
 /// 3. A block is valid for its layout, and nobody else's until `free_block`.
@@ -58,6 +58,12 @@ pub unsafe trait Machine: Copy + Send + Sync {
 
     /// One less; not the last.
     fn unshare<L: Below<PfnLock>>(self, page: PageNumber, at: &mut Irql<L>);
+
+    /// One more use by physical address of a page that a space leads to, under its lock; it will be written by it, if `written`.
+    fn hold(self, page: PageNumber, written: bool, at: &mut Irql<AddressSpaceLock>);
+
+    /// One such use less. The last one frees a page that nobody has any more.
+    fn let_go<L: Below<PageCacheAccess>>(self, page: PageNumber, at: &mut Irql<L>);
 
     /// Ends translations (2).
     fn flush<L: Below<Ipi>>(self, space: &Space, runs: Option<&[Run]>, at: &mut Irql<L>);

@@ -1,0 +1,277 @@
+//! Locking the pages of a list: what they are, that they stay, and that they are let go.
+//!
+//! | the buffer is | its pages are | and stay because |
+//! |---|---|---|
+//! | the user's, of the space that the thread is attached to | made or copied as by an access (process/hold.rs) | of a reference, also without an address |
+//! | in paged pool | made, or read in, as by a touch | of a reference, also when the address is trimmed |
+//! | other memory of the kernel's | there | of a reference: freed before, they are PFN_LIST_CORRUPT |
+//! | a device's, or the image's | there | nobody else is ever given them |
+//!
+//! IRQL:       as the functions say.
+//! Invariants: I1 of the module above.
+
+use arch::paging::{self, Flags, PAGE};
+use sync::irql::{
+    AddressSpaceLock, Apc, AtOrBelow, Below, Ipi, Irql, MayBlock, PageCacheAccess, PfnLock, SpaceLock,
+};
+
+use super::{misuse, unmap};
+use crate::ke::apc::ProcessorMode;
+use crate::mm::frames::Frames;
+use crate::mm::mdl::{Mdl, MdlError, flags};
+use crate::mm::pfn::PageNumber;
+use crate::mm::process::fault::Resolution as UserResolution;
+use crate::mm::process::protection::Access;
+use crate::mm::process::{here, hold};
+use crate::mm::resolve::Resolution;
+use crate::mm::{layout, paged, physical, system_pte, user};
+use crate::rtl::status::NtStatus;
+
+/// What will be done to locked pages.
+#[doc(alias = "LOCK_OPERATION")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// They are read.
+    Read,
+    /// They are written.
+    Write,
+    /// Both.
+    Modify,
+}
+
+/// The buffer is not mapped, or not for the operation, or not that mode's to use: STATUS_ACCESS_VIOLATION.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessViolation;
+
+/// Why a buffer is not locked; what NT raises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockError {
+    /// As the type of that name.
+    AccessViolation,
+    /// One of its pages was a guard page, and is none any more: STATUS_GUARD_PAGE_VIOLATION.
+    GuardPage,
+    /// It could be, but there is no page to be had: STATUS_INSUFFICIENT_RESOURCES.
+    Exhausted,
+}
+
+impl LockError {
+    /// As NT says it.
+    pub const fn status(self) -> NtStatus {
+        match self {
+            Self::AccessViolation => NtStatus::ACCESS_VIOLATION,
+            Self::GuardPage => NtStatus::GUARD_PAGE_VIOLATION,
+            Self::Exhausted => NtStatus::INSUFFICIENT_RESOURCES,
+        }
+    }
+}
+
+impl From<AccessViolation> for LockError {
+    fn from(_: AccessViolation) -> Self {
+        Self::AccessViolation
+    }
+}
+
+impl From<hold::Refused> for LockError {
+    fn from(refused: hold::Refused) -> Self {
+        match refused.why {
+            UserResolution::GuardPage => Self::GuardPage,
+            UserResolution::Exhausted => Self::Exhausted,
+            UserResolution::AccessViolation | UserResolution::Resolved => Self::AccessViolation,
+        }
+    }
+}
+
+/// Fills in the pages of a buffer and holds each of them, until [`unlock`], in whatever context. A user buffer is one of the space that the
+/// running thread is attached to. On behalf of [`ProcessorMode::User`] all of it must be the user's.
+///
+/// What is not there is made, or read in, which may take a wait; to be written, what is copied on write is copied first.
+///
+/// # Errors
+/// Nothing is held then.
+///
+/// # Bugchecks
+/// MEMORY_MANAGEMENT (0x408) if the list holds pages already, or needs no lock.
+#[doc(alias = "MmProbeAndLockPages")]
+pub fn probe_and_lock<L>(
+    mdl: &mut Mdl,
+    mode: ProcessorMode,
+    operation: Operation,
+    at: &mut Irql<L>,
+) -> Result<(), LockError>
+where
+    L: MayBlock + AtOrBelow<Apc> + Below<AddressSpaceLock> + Below<PfnLock>,
+{
+    let start = mdl.address().addr() as u64;
+    let end = start.checked_add(mdl.bytes().into()).ok_or(LockError::AccessViolation)?;
+    if mode == ProcessorMode::User && end > user::END {
+        refuse_if_locked(mdl);
+        return Err(LockError::AccessViolation);
+    }
+    if start >> 47 != 0 {
+        return lock_kernels(mdl, operation, at);
+    }
+    refuse_if_locked(mdl);
+    let access = if operation == Operation::Read { Access::Read } else { Access::Write };
+    let first = mdl.header().start_va.addr() as u64;
+    let space = here::hold(first, access, mdl.pages_mut(), at)?;
+    mdl.header_mut().process = space.cast_mut().cast();
+    note(mdl, operation, false);
+    Ok(())
+}
+
+/// Of the kernel's memory: what is missing of paged pool is had, one page after the other, until all of it is there at once.
+fn lock_kernels<L>(mdl: &mut Mdl, operation: Operation, at: &mut Irql<L>) -> Result<(), LockError>
+where
+    L: MayBlock + AtOrBelow<Apc> + Below<PfnLock>,
+{
+    loop {
+        let Err(address) = try_lock(mdl, operation, at) else { return Ok(()) };
+        if layout::part(address) != Some(layout::PAGED_POOL) {
+            return Err(LockError::AccessViolation);
+        }
+        // A page of it that is there can be written, so it was not.
+        if paged::resolve(address, &mut at.raise::<Apc>()) != Resolution::Resolved {
+            return Err(LockError::AccessViolation);
+        }
+    }
+}
+
+/// The same for a buffer of the kernel's that is not pageable, or known to be there.
+///
+/// # Errors
+/// Nothing is held then. A user buffer is refused.
+///
+/// # Bugchecks
+/// As [`probe_and_lock`].
+#[doc(alias = "MmProbeAndLockPages")]
+pub fn probe_and_lock_nonpaged<L: Below<PfnLock>>(
+    mdl: &mut Mdl,
+    operation: Operation,
+    at: &mut Irql<L>,
+) -> Result<(), AccessViolation> {
+    try_lock(mdl, operation, at).map_err(|_| AccessViolation)
+}
+
+fn refuse_if_locked(mdl: &Mdl) {
+    if mdl.header().flags & (flags::PAGES_LOCKED | flags::PARTIAL | flags::SOURCE_IS_NONPAGED_POOL) != 0 {
+        misuse(0x408, mdl);
+    }
+}
+
+/// Locks all pages that are there, or none: then the address of the first that can't be.
+fn try_lock<L: Below<PfnLock>>(mdl: &mut Mdl, operation: Operation, at: &mut Irql<L>) -> Result<(), u64> {
+    refuse_if_locked(mdl);
+    let start = mdl.header().start_va.addr() as u64;
+    let mut frames = physical::manager().frames().lock(at);
+    let mut device = false;
+    let mut done = 0;
+    let pages = mdl.pages_mut();
+    for slot in pages.iter_mut() {
+        *slot = match probe(start.wrapping_add(done as u64 * PAGE), operation, &frames) {
+            // One that its owner gives up at this moment is not there.
+            Ok(Found::Counted(page)) if !frames.try_reference(page) => break,
+            Ok(Found::Counted(page)) => {
+                if operation != Operation::Read {
+                    frames.memory().entry(page).set_dirty();
+                }
+                page.number().into()
+            }
+            Ok(Found::Kept(number)) => {
+                device |= !system_pte::is_memory(number * PAGE, (number + 1) * PAGE);
+                number
+            }
+            Err(AccessViolation) => break,
+        };
+        done += 1;
+    }
+    if done < pages.len() {
+        // Never the last reference: its owner's could not end under the lock.
+        pages[..done].iter().for_each(|&number| let_go(number, &mut frames));
+        return Err(start.wrapping_add(done as u64 * PAGE));
+    }
+    drop(frames);
+    note(mdl, operation, device);
+    Ok(())
+}
+
+/// The list's pages are held.
+fn note(mdl: &mut Mdl, operation: Operation, device: bool) {
+    let header = mdl.header_mut();
+    header.flags |= flags::PAGES_LOCKED;
+    if operation != Operation::Read {
+        header.flags |= flags::WRITE_OPERATION;
+    }
+    if device {
+        header.flags |= flags::IO_SPACE;
+    }
+}
+
+/// A page of a buffer.
+enum Found {
+    /// The database counts its references.
+    Counted(PageNumber),
+    /// A device's, or the image's, or bring-up's: it is never given to anybody else.
+    Kept(u64),
+}
+
+/// What lies at `address` of the kernel's half.
+fn probe(address: u64, operation: Operation, frames: &Frames) -> Result<Found, AccessViolation> {
+    if address >> 47 == 0 {
+        return Err(AccessViolation);
+    }
+    let (physical, rights) = paging::translate(address).ok_or(AccessViolation)?;
+    if operation != Operation::Read && !rights.contains(Flags::WRITABLE) {
+        return Err(AccessViolation);
+    }
+    match frames.in_use(physical / PAGE) {
+        Some(page) => Ok(Found::Counted(page)),
+        // Memory as such, and nobody has it.
+        None if layout::part(address) == Some(layout::DIRECT) => Err(AccessViolation),
+        None => Ok(Found::Kept(physical / PAGE)),
+    }
+}
+
+/// One of a locked list's pages, if it is one that is counted: as such it can't have ceased to be one since (I1).
+fn let_go(number: u64, frames: &mut Frames) {
+    if let Some(page) = frames.in_use(number) {
+        frames.dereference(page);
+    }
+}
+
+/// Lets the pages go; what nobody has any more is free. A mapping of the list ends first. In any context.
+///
+/// # Bugchecks
+/// MEMORY_MANAGEMENT (0x409) if it holds none.
+#[doc(alias = "MmUnlockPages")]
+pub fn unlock<L: Below<PageCacheAccess> + Below<SpaceLock> + Below<Ipi>>(mdl: &mut Mdl, at: &mut Irql<L>) {
+    if !mdl.has(flags::PAGES_LOCKED) {
+        misuse(0x409, mdl);
+    }
+    if mdl.has(flags::MAPPED_TO_SYSTEM_VA) {
+        unmap(mdl, at);
+    }
+    physical::manager().with(&mut at.raise::<PageCacheAccess>(), |frames| {
+        mdl.pages().iter().for_each(|&number| let_go(number, frames));
+    });
+    let header = mdl.header_mut();
+    header.flags &= !(flags::PAGES_LOCKED | flags::WRITE_OPERATION | flags::IO_SPACE);
+    header.process = core::ptr::null_mut();
+}
+
+/// Leaves the first `bytes` bytes out; pages that thereby leave the list are let go.
+///
+/// # Errors
+/// Nothing is changed then.
+#[doc(alias = "MmAdvanceMdl")]
+pub fn advance<L: Below<PageCacheAccess>>(
+    mdl: &mut Mdl,
+    bytes: u32,
+    at: &mut Irql<L>,
+) -> Result<(), MdlError> {
+    if !mdl.has(flags::PAGES_LOCKED) {
+        return mdl.advance_unlocked(bytes);
+    }
+    physical::manager().with(&mut at.raise::<PageCacheAccess>(), |frames| {
+        mdl.advance_with(bytes, |number| let_go(number, frames))
+    })
+}
