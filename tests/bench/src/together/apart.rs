@@ -30,7 +30,12 @@ pub(super) fn prepare(number: u32, at: &mut Irql<Passive>) {
     let index = number as usize;
     CHAINS[index].set_target(Some(number));
     // Above the thread that measures and those that park.
-    let options = Options { name: "pair", priority: 20, affinity: Some(1 << number), ideal: Some(number) };
+    let options = Options {
+        name: thread::Name::new("pair"),
+        priority: 20,
+        affinity: Some(1 << number),
+        ideal: Some(number),
+    };
     drop(thread::spawn(&options, first, index, at));
     drop(thread::spawn(&options, second, index, at));
     EARLIER[index].set(Due::In(HOUR), timer::Options::default(), None, at);
