@@ -86,9 +86,9 @@ inject: ## [5 min] The self-tests again for each of their allocations, which is 
 	@ci/setup.sh run
 	@$(CI) smp --timeout 3000 --append inject $(if $(ONLY),--only $(ONLY)) $(if $(QEMU_CPUS),,--cpus 4) $(GUEST)
 
-bench: ## [15 s] Count the instructions of the kernel's operations (BLESS=1: make them the baseline)
-	@ci/setup.sh run
-	@$(CI) bench $(if $(BLESS),--bless)
+bench: ## [15 s] Count the instructions of the kernel's operations (BLESS=1: make them the baseline; PEER=linux: another kernel's beside them, 5 min)
+	@ci/setup.sh $(if $(PEER),peer,run)
+	@$(CI) bench $(if $(BLESS),--bless) $(if $(PEER),--peer $(PEER))
 
 bench-check: ## [15 s] The same, and fail on a bound exceeded or growth over the baseline
 	@ci/setup.sh run

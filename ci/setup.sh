@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Makes the set-up that a command needs and this machine lacks; silent when nothing is missing.
 #
-#     ci/setup.sh build|run|test|debug|iso|bochs
+#     ci/setup.sh build|run|test|debug|iso|bochs|peer
 #
 # build: the pinned Rust toolchain and a host linker. run, test: QEMU as well. debug: gdb and qemu-img as well. iso: xorriso. bochs: Bochs as well.
+# peer: QEMU, and what another kernel's module is built and packed with.
 # It says what it is about to install. Without the rights to, it prints the commands and fails; it never asks for a
 # password.
 set -euo pipefail
@@ -18,7 +19,7 @@ fail() {
 }
 
 usage() {
-    echo "usage: ci/setup.sh build|run|test|debug|iso|bochs" >&2
+    echo "usage: ci/setup.sh build|run|test|debug|iso|bochs|peer" >&2
     exit 2
 }
 
@@ -209,6 +210,13 @@ has_linker || missing+=(linker)
 case $1 in
 build) ;;
 run | test) has_qemu || missing+=(qemu) ;;
+peer)
+    has_qemu || missing+=(qemu)
+    command -v make >/dev/null || missing+=(make)
+    command -v cpio >/dev/null || missing+=(cpio)
+    # One of the headers' own tools is linked with it.
+    [[ -n $(compgen -G '/usr/lib/*/libelf.so.1') ]] || missing+=(libelf1)
+    ;;
 debug)
     has_qemu || missing+=(qemu)
     command -v gdb >/dev/null || missing+=(gdb)
@@ -224,7 +232,7 @@ esac
 
 ((${#missing[@]} == 0)) || install_packages "${missing[@]}"
 has_linker || fail "there is still no working cc"
-if [[ $1 == run || $1 == test || $1 == debug ]]; then
+if [[ $1 == run || $1 == test || $1 == debug || $1 == peer ]]; then
     has_qemu || fail "QEMU is still missing or too old (${OLDEST_QEMU}.0 is needed): $(qemu_major || true)"
 fi
 

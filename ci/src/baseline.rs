@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -31,9 +32,18 @@ const SCALING_PERCENT: u64 = 10;
 /// Rows that go by the machine's lists of free pages: blocks are split and merged there as their neighbours happen to be free.
 const SHARED: &[&str] = &["memory::page_by_40"];
 
-/// Around the table in docs/performance.md, which is written with the baseline.
-const TABLE_BEGINS: &str = "<!-- counts: written by `make bench BLESS=1` -->";
-const TABLE_ENDS: &str = "<!-- end of counts -->";
+/// Two lines of docs/performance.md, between which a command writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// The one before.
+    pub(crate) begins: &'static str,
+    /// The one behind.
+    pub(crate) ends: &'static str,
+}
+
+/// Around the table of the counts, which is written with the baseline.
+pub(crate) const COUNTS: Place =
+    Place { begins: "<!-- counts: written by `make bench BLESS=1` -->", ends: "<!-- end of counts -->" };
 
 /// One row as measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -196,6 +206,7 @@ pub(crate) fn table(rows: &[Row], baseline: &Baseline, times: &Times) -> String 
     let header = ["row", "CPUs", "min", "median", "max", "bound", "verdict", "baseline", "change", "time"];
     markdown(
         header,
+        1..header.len(),
         rows.iter().map(|row| {
             let [a, b, c, d, e, f, g, h, i] = cells(row, baseline.get(&row.name));
             [
@@ -219,6 +230,7 @@ pub(crate) fn counts_table(rows: &[Row]) -> String {
     let header = ["row", "CPUs", "min", "median", "max", "bound"];
     markdown(
         header,
+        1..header.len(),
         rows.iter().map(|row| {
             let [name, cpus, min, median, max, bound, ..] = cells(row, None);
             [name, cpus, min, median, max, bound]
@@ -226,24 +238,29 @@ pub(crate) fn counts_table(rows: &[Row]) -> String {
     )
 }
 
-fn markdown<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+/// A table. Columns in `numbers` stand to the right.
+pub(crate) fn markdown<const N: usize>(
+    header: [&str; N],
+    numbers: Range<usize>,
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
     let lines: Vec<[String; N]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
     let width = |column: usize| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
     for (number, cells) in lines.iter().enumerate() {
         for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
-            // Names to the left, numbers to the right.
-            let _ = if column == 0 {
-                write!(text, "| {cell:width$} ")
-            } else {
+            let _ = if numbers.contains(&column) {
                 write!(text, "| {cell:>width$} ")
+            } else {
+                write!(text, "| {cell:width$} ")
             };
         }
         text.push_str("|\n");
         if number == 0 {
             for (column, width) in widths.iter().enumerate() {
-                let _ = write!(text, "|{}{}", "-".repeat(width + 1), if column == 0 { '-' } else { ':' });
+                let right = numbers.contains(&column);
+                let _ = write!(text, "|{}{}", "-".repeat(width + 1), if right { ':' } else { '-' });
             }
             text.push_str("|\n");
         }
@@ -251,11 +268,11 @@ fn markdown<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [Strin
     text
 }
 
-/// `document` with `table` between the two lines that mark its place.
-pub(crate) fn inserted(document: &str, table: &str) -> Result<String> {
-    let (before, rest) = document.split_once(TABLE_BEGINS).context("no line marks where the table begins")?;
-    let (_, after) = rest.split_once(TABLE_ENDS).context("no line marks where the table ends")?;
-    Ok(format!("{before}{TABLE_BEGINS}\n{table}{TABLE_ENDS}{after}"))
+/// `document` with `text` between the two lines that mark its place.
+pub(crate) fn inserted(document: &str, Place { begins, ends }: Place, text: &str) -> Result<String> {
+    let (before, rest) = document.split_once(begins).with_context(|| format!("no line says {begins}"))?;
+    let (_, after) = rest.split_once(ends).with_context(|| format!("no line behind it says {ends}"))?;
+    Ok(format!("{before}{begins}\n{text}{ends}{after}"))
 }
 
 fn cells(row: &Row, stored: Option<&Counts>) -> [String; 9] {
@@ -391,13 +408,14 @@ mod tests {
 
     #[test]
     fn the_documents_table_is_replaced_and_nothing_else() {
-        let document = format!("a\n{TABLE_BEGINS}\nold\n{TABLE_ENDS}\nb\n");
+        let Place { begins, ends } = COUNTS;
+        let document = format!("a\n{begins}\nold\n{ends}\nb\n");
         let table = counts_table(&[measured("a", 5, 6, Some(7))]);
-        let inserted_once = inserted(&document, &table).expect("both marks");
-        assert_eq!(inserted_once, format!("a\n{TABLE_BEGINS}\n{table}{TABLE_ENDS}\nb\n"));
-        assert_eq!(inserted(&inserted_once, &table).expect("both marks"), inserted_once);
-        assert!(inserted("no marks", &table).is_err());
-        assert!(inserted(TABLE_BEGINS, &table).is_err());
+        let inserted_once = inserted(&document, COUNTS, &table).expect("both marks");
+        assert_eq!(inserted_once, format!("a\n{begins}\n{table}{ends}\nb\n"));
+        assert_eq!(inserted(&inserted_once, COUNTS, &table).expect("both marks"), inserted_once);
+        assert!(inserted("no marks", COUNTS, &table).is_err());
+        assert!(inserted(begins, COUNTS, &table).is_err());
     }
 
     /// Two places say the counts: they are written together, and must not be edited apart.
@@ -407,8 +425,8 @@ mod tests {
         let baseline: Baseline =
             serde_json::from_str(&read("tests/bench/baseline.json")).expect("a baseline");
         let document = read("docs/performance.md");
-        let (_, rest) = document.split_once(TABLE_BEGINS).expect("the table's begin");
-        let (table, _) = rest.split_once(TABLE_ENDS).expect("the table's end");
+        let (_, rest) = document.split_once(COUNTS.begins).expect("the table's begin");
+        let (table, _) = rest.split_once(COUNTS.ends).expect("the table's end");
         let told: Baseline = table
             .lines()
             .filter_map(|line| {

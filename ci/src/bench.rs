@@ -5,6 +5,7 @@ mod chart;
 mod ticks;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::baseline::{self, Baseline, Finding, Row};
 use crate::image;
+use crate::peer;
 use crate::qemu::Accel;
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
@@ -34,31 +36,16 @@ pub(crate) enum Mode {
 
 /// Measures, prints the table, writes the JSON.
 pub(crate) fn run(mode: Mode) -> Result<u8> {
-    let mut rows = Vec::new();
-    for cpus in BOOTS {
-        let args = GuestArgs { cpus, accel: Some(Accel::Icount), ..GuestArgs::default() };
-        let target = Target::prepare(&args, ImageChoice::Bench)?;
-        let (run, verdict) = target.run(TIMEOUT, false)?;
-        if verdict == Verdict::Interrupted {
-            return Ok(verdict.exit_status());
-        }
-        // Looked at in any case: of a calibration that is off, the guest's lines tell more than its exit status.
-        match (baseline::rows(&run.serial, cpus), &verdict) {
-            (Ok(counted), Verdict::Passed) => rows.extend(counted),
-            (counted, _) => {
-                println!("{}", String::from_utf8_lossy(&run.serial));
-                report::print(&run, &verdict, &target.symbols);
-                if let Err(why) = counted {
-                    println!("no counts: {why:#}");
-                }
-                println!("again: {}", target.again());
-                return Ok(verdict.exit_status().max(1));
-            }
-        }
-    }
+    let rows = match counted()? {
+        ControlFlow::Continue(rows) => rows,
+        ControlFlow::Break(status) => return Ok(status),
+    };
     if mode == Mode::Bless {
-        write(&stored_at(), &baseline::of(&rows))?;
+        let blessed = baseline::of(&rows);
+        write(&stored_at(), &blessed)?;
         document(&rows)?;
+        // The peer's table has a column of these counts.
+        peer::document(&peer::Account::stored()?, &blessed)?;
     }
     let stored = stored()?;
     let findings = baseline::compare(&rows, &stored);
@@ -78,6 +65,33 @@ pub(crate) fn run(mode: Mode) -> Result<u8> {
         );
     }
     Ok(judge(mode, &rows, &findings))
+}
+
+/// The rows of all boots; or the status of the one that counted nothing, which has been reported.
+pub(crate) fn counted() -> Result<ControlFlow<u8, Vec<Row>>> {
+    let mut rows = Vec::new();
+    for cpus in BOOTS {
+        let args = GuestArgs { cpus, accel: Some(Accel::Icount), ..GuestArgs::default() };
+        let target = Target::prepare(&args, ImageChoice::Bench)?;
+        let (run, verdict) = target.run(TIMEOUT, false)?;
+        if verdict == Verdict::Interrupted {
+            return Ok(ControlFlow::Break(verdict.exit_status()));
+        }
+        // Looked at in any case: of a calibration that is off, the guest's lines tell more than its exit status.
+        match (baseline::rows(&run.serial, cpus), &verdict) {
+            (Ok(counted), Verdict::Passed) => rows.extend(counted),
+            (counted, _) => {
+                println!("{}", String::from_utf8_lossy(&run.serial));
+                report::print(&run, &verdict, &target.symbols);
+                if let Err(why) = counted {
+                    println!("no counts: {why:#}");
+                }
+                println!("again: {}", target.again());
+                return Ok(ControlFlow::Break(verdict.exit_status().max(1)));
+            }
+        }
+    }
+    Ok(ControlFlow::Continue(rows))
 }
 
 /// A row of the JSON.
@@ -110,7 +124,8 @@ fn stored_at() -> PathBuf {
     image::workspace().join("tests/bench/baseline.json")
 }
 
-fn stored() -> Result<Baseline> {
+/// The counts in the tree.
+pub(crate) fn stored() -> Result<Baseline> {
     let path = stored_at();
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not a baseline", path.display()))
@@ -120,7 +135,7 @@ fn stored() -> Result<Baseline> {
 fn document(rows: &[Row]) -> Result<()> {
     let path = image::workspace().join("docs/performance.md");
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let text = baseline::inserted(&text, &baseline::counts_table(rows))
+    let text = baseline::inserted(&text, baseline::COUNTS, &baseline::counts_table(rows))
         .with_context(|| format!("{}", path.display()))?;
     std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }

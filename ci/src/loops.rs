@@ -1,11 +1,14 @@
 //! Many boots in a row: until one fails, until one differs, or for their time.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::report::{self, Verdict};
+use crate::qemu::{Machine, Qemu};
+use crate::report::{self, Expect, Verdict};
 use crate::run::{self, End, Watch};
+use crate::symbols::Symbols;
 use crate::target::Target;
 
 /// How long a boot may take to bring its processors online before it counts as hung.
@@ -66,22 +69,11 @@ fn difference(a: &[u8], b: &[u8]) -> Option<String> {
 
 /// Prints the median time from QEMU's start to all processors online.
 pub(crate) fn boot_time(target: &Target, runs: u32, below: Option<u64>) -> Result<u8> {
-    let watch = Watch { timeout: Some(ONLINE_TIMEOUT), live: false, until_online: true };
-    let mut times = Vec::new();
-    for _ in 0..runs {
-        let run = run::guest(&target.qemu, &target.machine, &target.symbols, &watch)?;
-        let all_online = run.transcript.online == Some(u64::from(target.machine.cpus));
-        let Some(online) = run.online.filter(|_| all_online) else {
-            let verdict = report::judge(&run, target.expect());
-            println!("{}", String::from_utf8_lossy(&run.serial));
-            report::print(&run, &verdict, &target.symbols);
-            return Ok(verdict.exit_status().max(1));
-        };
-        if run.end == End::Interrupted {
-            return Ok(Verdict::Interrupted.exit_status());
-        }
-        times.push(online);
-    }
+    let times = online_times(&target.qemu, &target.machine, &target.symbols, runs, ONLINE_TIMEOUT)?;
+    let mut times = match times {
+        ControlFlow::Continue(times) => times,
+        ControlFlow::Break(status) => return Ok(status),
+    };
     let (fastest, slowest) = (times.iter().min(), times.iter().max());
     let (fastest, slowest) = fastest.zip(slowest).context("no boot was timed")?;
     let (fastest, slowest) = (millis(*fastest), millis(*slowest));
@@ -98,6 +90,49 @@ pub(crate) fn boot_time(target: &Target, runs: u32, below: Option<u64>) -> Resul
         }
         _ => Ok(0),
     }
+}
+
+/// The median of such times, of any guest that says how many processors are online; or the status of a boot that did not come so far.
+pub(crate) fn median_boot(
+    qemu: &Qemu,
+    machine: &Machine,
+    symbols: &Symbols,
+    runs: u32,
+    timeout: Duration,
+) -> Result<ControlFlow<u8, Duration>> {
+    Ok(match online_times(qemu, machine, symbols, runs, timeout)? {
+        ControlFlow::Continue(mut times) => {
+            ControlFlow::Continue(median(&mut times).context("no boot was timed")?)
+        }
+        ControlFlow::Break(status) => ControlFlow::Break(status),
+    })
+}
+
+/// The time of each boot; or the status of the first that did not come so far, which is shown.
+fn online_times(
+    qemu: &Qemu,
+    machine: &Machine,
+    symbols: &Symbols,
+    runs: u32,
+    timeout: Duration,
+) -> Result<ControlFlow<u8, Vec<Duration>>> {
+    let watch = Watch { timeout: Some(timeout), live: false, until_online: true };
+    let mut times = Vec::new();
+    for _ in 0..runs {
+        let run = run::guest(qemu, machine, symbols, &watch)?;
+        let all_online = run.transcript.online == Some(u64::from(machine.cpus));
+        let Some(online) = run.online.filter(|_| all_online) else {
+            let verdict = report::judge(&run, Expect { cpus: machine.cpus, tests: false });
+            println!("{}", String::from_utf8_lossy(&run.serial));
+            report::print(&run, &verdict, symbols);
+            return Ok(ControlFlow::Break(verdict.exit_status().max(1)));
+        };
+        if run.end == End::Interrupted {
+            return Ok(ControlFlow::Break(Verdict::Interrupted.exit_status()));
+        }
+        times.push(online);
+    }
+    Ok(ControlFlow::Continue(times))
 }
 
 fn millis(time: Duration) -> f64 {

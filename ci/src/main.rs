@@ -4,7 +4,7 @@
 //! `guest` understands what it prints; `qmp` and `hang` ask QEMU where a stuck processor is, `symbols` says what
 //! code that is; `memory` is the guest's, and `trace` what
 //! its processors did last; `report` judges. On top: `loops` (many boots), `crash` (deliberate bugchecks), `debug` (gdb),
-//! `bochs` (another emulator), `size`, `unsafe_count`, `bench` (instructions, kept in `baseline`), `codegen` (what the compiler made of them), `mutants` (the checks' own check), and `test`, which is everything that must hold.
+//! `bochs` (another emulator), `size`, `unsafe_count`, `bench` (instructions, kept in `baseline`), `peer` (the same of another kernel), `codegen` (what the compiler made of them), `mutants` (the checks' own check), and `test`, which is everything that must hold.
 //!
 //! Exit status: 0 all passed, 1 a test failed, 2 wrong use or set-up, 3 bugcheck, 4 hang, 5 the guest cannot run
 //! here, 6 QEMU ended early, 130 interrupted.
@@ -27,6 +27,7 @@ mod loops;
 mod memory;
 mod models;
 mod mutants;
+mod peer;
 mod process;
 mod profile;
 mod qemu;
@@ -152,9 +153,12 @@ enum Command {
         /// Fail if a row exceeds its bound, has grown over the baseline, is new or missing.
         #[arg(long, conflicts_with = "bless")]
         check: bool,
-        /// Make the counts the baseline; fail if a row exceeds its bound.
+        /// Make the counts the baseline; fail if a row exceeds its bound. With --peer: keep the peer's.
         #[arg(long)]
         bless: bool,
+        /// Count those of another kernel, too, and print both (takes downloads and several minutes).
+        #[arg(long, value_enum, conflicts_with = "check")]
+        peer: Option<peer::Peer>,
     },
     /// Where a run's instructions go: a flame graph, of samples at exact distances.
     Profile(profile::Plan),
@@ -245,6 +249,7 @@ fn execute(command: Command) -> Result<u8> {
         Command::BootTime { guest, runs, below } => {
             loops::boot_time(&Target::prepare(&guest, ImageChoice::Kernel)?, runs, below)
         }
+        Command::Bench { peer: Some(peer), bless, .. } => peer::run(peer, bless),
         Command::Bench { bless: true, .. } => bench::run(bench::Mode::Bless),
         Command::Bench { check, .. } => {
             bench::run(if check { bench::Mode::Check } else { bench::Mode::Show })
