@@ -17,7 +17,7 @@ use sync::irql::{Irql, Passive, PoolAccess};
 
 const TAGS: [Tag; 3] = [Tag::new(b"One "), Tag::new(b"Two "), Tag::new(b"More")];
 const PAGES: u32 = 700;
-const STEPS: usize = if cfg!(miri) { 120 } else { 4000 };
+const STEPS: usize = if cfg!(miri) { 25 } else { 4000 };
 /// The longest blocks: Miri paints slowly.
 const LONGEST: usize = if cfg!(miri) { 9000 } else { 40_000 };
 
@@ -33,19 +33,26 @@ struct Block {
 }
 
 impl Block {
+    /// What a block of that length and seed holds: another byte at each place, over and over.
+    fn pattern(&self) -> Vec<u8> {
+        (0..=255).map(|at: u8| self.seed.wrapping_add(at)).collect()
+    }
+
     fn paint(&self) {
-        for at in 0..self.bytes.len() {
+        let pattern = self.pattern();
+        for at in (0..self.bytes.len()).step_by(pattern.len()) {
+            let count = pattern.len().min(self.bytes.len() - at);
             // SAFETY: the block is ours.
-            unsafe { self.bytes.cast::<u8>().add(at).write(self.seed.wrapping_add(at as u8)) };
+            unsafe {
+                self.bytes.cast::<u8>().add(at).as_ptr().copy_from_nonoverlapping(pattern.as_ptr(), count)
+            };
         }
     }
 
     fn is_painted(&self) -> bool {
+        let pattern = self.pattern();
         // SAFETY: as above; painted, so initialised.
-        unsafe { self.bytes.as_ref() }
-            .iter()
-            .enumerate()
-            .all(|(at, &byte)| byte == self.seed.wrapping_add(at as u8))
+        unsafe { self.bytes.as_ref() }.chunks(pattern.len()).all(|piece| *piece == pattern[..piece.len()])
     }
 }
 
@@ -179,7 +186,7 @@ proptest! {
 }
 
 fn exhausts<const SITES: usize>() {
-    const PAGES: u32 = if cfg!(miri) { 8 } else { 64 };
+    const PAGES: u32 = 64;
     let machine = Machine::<SITES>::new(PAGES);
     for size in [0, 64, 1000, 4000, 4096, 20_000] {
         let mut blocks = Vec::new();
@@ -200,6 +207,7 @@ fn exhausts<const SITES: usize>() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes there: it hands out every block")]
 fn exhaustion_is_an_error_and_leaves_nothing_behind() {
     exhausts::<0>();
     exhausts::<64>();
@@ -247,6 +255,22 @@ fn twice_and_wrong<const SITES: usize>() {
         machine.free(0, 0, block);
     });
     assert_eq!((code, parameters[0], parameters[1], parameters[2]), (0x19, 0x20, block, 0x4141));
+    // The same while it is free: found by the next owner's free at the latest.
+    let damaged = arch::stop::catch(|| {
+        let machine = Machine::<SITES>::new(64);
+        let block = machine.allocate(0, 0, 64).unwrap().cast::<u8>();
+        machine.free(0, 0, block);
+        // SAFETY: in the same page of the arena.
+        unsafe { block.sub(8).cast::<u64>().write(0x4141) };
+        for _ in 0..100 {
+            let other = machine.allocate(0, 0, 64).unwrap().cast();
+            machine.free(0, 0, other);
+        }
+    });
+    // SAFETY: no token is left.
+    unsafe { arch::irql::set(0) };
+    let damaged = damaged.expect("a bugcheck");
+    assert_eq!((damaged.code, damaged.parameters[0]), (0x19, 0x20));
     // A page that is nobody's block.
     let (code, parameters, block) = stop::<SITES>(9000, |machine, block| {
         // SAFETY: within the block.
@@ -293,11 +317,15 @@ fn leaks_are_told_by_tag_and_call_site() {
     let line = line!() + 1;
     let late = [(); 3].map(|()| machine.allocate(1, 1, 100).unwrap());
     machine.free(0, 0, machine.allocate(0, 0, 5000).unwrap().cast());
-    let mut told = Vec::new();
+    let mut told = (0, 0);
     at_pool(|at| {
-        machine.pool.leaks(at, |leak| told.push((leak.tag, leak.site.line(), leak.blocks, leak.bytes)))
+        machine.pool.leaks(at, |leak| {
+            // One place may have several `Location`s.
+            assert_eq!((leak.tag, leak.site.line()), (TAGS[1], line));
+            told = (told.0 + leak.blocks, told.1 + leak.bytes);
+        });
     });
-    assert_eq!(told, [(TAGS[1], line, 3, 300)]);
+    assert_eq!(told, (3, 300));
     late.into_iter().for_each(|block| machine.free(0, 1, block.cast()));
     machine.free(0, 0, early.cast());
     at_pool(|at| machine.pool.leaks(at, |leak| panic!("{leak:?}")));
@@ -307,7 +335,7 @@ fn leaks_are_told_by_tag_and_call_site() {
 fn every_size_has_the_smallest_class_that_holds_it() {
     for checked in [false, true] {
         let classes: Vec<Class> = Class::all().collect();
-        for size in 0..=5000 {
+        for size in (0..=5000).step_by(if cfg!(miri) { 61 } else { 1 }) {
             let wanted = classes.iter().find(|class| class.total() >= size + overhead(checked));
             assert_eq!(Class::of(size, checked), wanted.copied(), "{size}");
         }
@@ -320,7 +348,7 @@ fn every_size_has_the_smallest_class_that_holds_it() {
 
 /// Processors that allocate and free at once, each other's blocks included.
 fn threads<const SITES: usize>() {
-    const ROUNDS: usize = if cfg!(miri) { 40 } else { 20_000 };
+    const ROUNDS: usize = if cfg!(miri) { 6 } else { 20_000 };
     const PROCESSORS: usize = 3;
     let arena = Arena::new(&[PageRange { start: 1000, end: 1000 + PAGES }], true);
     let pool = Pool::<SITES>::new(arena.manager);

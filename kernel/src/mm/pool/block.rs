@@ -17,6 +17,9 @@ use crate::ke::bugcheck::StopCode;
 
 const ALLOCATED: u64 = 0x4B49_5251_414C_4C43;
 const FREE: u64 = 0x4B49_5251_4652_4545;
+/// From one to the other: what was neither before is neither behind it. Small enough to be part of the instruction.
+const TURN: u64 = ALLOCATED ^ FREE;
+const _: () = assert!(TURN <= i32::MAX as u64);
 
 /// In fresh memory of the checked build: who reads what nobody wrote sees it.
 pub const FRESH_BYTE: u8 = 0xCD;
@@ -159,17 +162,18 @@ impl<const SITES: usize> Block<SITES> {
         }
     }
 
-    /// It goes to an owner.
+    /// It goes to an owner. One that was damaged while it was free stays so, and is found out when it is freed.
     #[inline]
     pub(super) fn allocated(&self, tag: Tag, class: Class, tag_index: u16) {
-        let state = self.state(ALLOCATED);
-        *self.header() = Header { tag: tag.value(), class: class.index() as u16, tag_index, state };
+        let header = self.header();
+        (header.tag, header.class, header.tag_index) = (tag.value(), class.index() as u16, tag_index);
+        header.state ^= TURN;
     }
 
     /// It comes back; checked before.
     #[inline]
     pub(super) fn freed(&self) {
-        self.header().state = self.state(FREE);
+        self.header().state ^= TURN;
     }
 
     /// In use, and by this tag: its class and its tag's index.
@@ -267,7 +271,11 @@ impl<const SITES: usize> Block<SITES> {
 unsafe fn first_other(start: *const u8, range: core::ops::Range<usize>, byte: u8) -> Option<usize> {
     // SAFETY: the caller's.
     let bytes = unsafe { core::slice::from_raw_parts(start.wrapping_add(range.start), range.len()) };
-    bytes.iter().position(|&found| found != byte).map(|at| start.addr() + range.start + at)
+    // By pieces first: a comparison of two arrays is an instruction or a call, not one for each byte.
+    const PIECE: usize = 64;
+    let same = bytes.chunks_exact(PIECE).take_while(|piece| **piece == [byte; PIECE]).count() * PIECE;
+    let other = bytes[same..].iter().position(|&found| found != byte)?;
+    Some(start.addr() + range.start + same + other)
 }
 
 #[cold]
