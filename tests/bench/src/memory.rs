@@ -1,5 +1,9 @@
 //! Memory: pairs of an allocation and its free, from what this processor keeps for itself.
+//!
+//! What goes by the machine's lists takes as many steps as it finds blocks to split and to merge there, which depends on where the
+//! image ends. So what is not a whole block of 2 MiB is taken away first: then each pair splits one, and merges it again.
 
+use kernel::mm::frames::ORDERS;
 use kernel::mm::pool::{self, Tag};
 use kernel::mm::tables::Access;
 use kernel::mm::{paged, physical, system_pte, zeroing};
@@ -9,7 +13,18 @@ use crate::measure::{consume, count};
 use crate::rows::{Area, Row, dispatch, passive};
 
 /// The lists are filled by the runs before the first sample.
-pub(crate) const AREA: Area = Area { prepare: |_| {}, rows: ROWS };
+pub(crate) const AREA: Area = Area { prepare: take_odd_ends, rows: ROWS };
+
+/// Takes, for good, what is free in less than whole blocks.
+pub(crate) fn take_odd_ends(at: &mut Irql<Passive>) {
+    pool::drain_everything(at);
+    for order in 0..ORDERS - 1 {
+        while physical::blocks(at)[order] > 0 {
+            let Ok(block) = physical::allocate_contiguous(1 << order, order as u8, None, at) else { break };
+            consume(block.into_number().physical());
+        }
+    }
+}
 
 const ROWS: &[Row] = &[
     dispatch("memory::page", page).at_most(60),
@@ -25,7 +40,7 @@ const ROWS: &[Row] = &[
 
 /// With other processors: one operation that they all have to answer, and some that know nothing of them, as in the boot with one.
 pub(crate) const BETWEEN: Area = Area {
-    prepare: |_| {},
+    prepare: take_odd_ends,
     rows: &[
         passive("memory::unmap_page_on_all_of_4", unmap),
         dispatch("memory::page_of_4", page).at_most(60),

@@ -7,9 +7,10 @@ use kernel::mm::{user, zeroing};
 use sync::irql::{Irql, Passive};
 
 use crate::measure::count;
+use crate::memory::take_odd_ends;
 use crate::rows::{Area, Row, passive};
 
-pub(crate) const AREA: Area = Area { prepare: |_| {}, rows: ROWS };
+pub(crate) const AREA: Area = Area { prepare: take_odd_ends, rows: ROWS };
 
 const ROWS: &[Row] = &[
     passive("process::create_and_destroy", create_and_destroy),

@@ -17,6 +17,7 @@ use kernel::mm::pool::{self, Tag};
 use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::measure::count;
+use crate::memory::take_odd_ends;
 use crate::rows::{Area, passive};
 
 mod apart;
@@ -65,6 +66,8 @@ fn prepare(at: &mut Irql<Passive>) {
         dpc.set_target(Some(number));
         apart::prepare(number, at);
     }
+    sum(pool::drain_everything, at);
+    take_odd_ends(at);
 }
 
 fn routine(_: &'static Dpc, at: &mut Irql<Dispatch>, [rounds, _]: [usize; 2]) {
