@@ -1,8 +1,10 @@
 //! Paged pool's bookkeeping against a list of blocks: blocks lie apart, aligned, in pages that may be touched; they keep their
 //! content; a page is ended once its last block is gone and not before; what is promised is what is handed out; misuse is found.
 
+use std::alloc::Layout;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::panic::Location;
 use std::ptr::NonNull;
 
@@ -15,7 +17,7 @@ use proptest::prelude::*;
 use sync::irql::{Apc, Irql, Passive, PoolLock};
 
 const CHUNKS: u32 = 3;
-const STEPS: usize = if cfg!(miri) { 150 } else { 4000 };
+const STEPS: usize = if cfg!(miri) { 30 } else { 4000 };
 const CASES: u32 = if cfg!(miri) { 1 } else { 60 };
 /// Pages that can be promised: fewer than there are addresses.
 const MEMORY: u32 = 1000;
@@ -65,21 +67,53 @@ unsafe impl Sync for Host {}
 
 type Pool<const SITES: usize> = PagedPool<SITES, Host>;
 
-/// A pool over memory of its own, for good: the tests are few.
-fn pool<const SITES: usize>() -> &'static Pool<SITES> {
-    let bytes = (CHUNKS * CHUNK) as usize * PAGE_SIZE;
-    let layout = std::alloc::Layout::from_size_align(bytes, PAGE_SIZE).unwrap();
-    let entries = std::alloc::Layout::array::<Pfn>((CHUNKS * CHUNK) as usize).unwrap();
-    // SAFETY: neither layout is empty. Fresh pages are zero, as those that a fault makes.
-    let (pages, entries) = unsafe { (std::alloc::alloc_zeroed(layout), std::alloc::alloc_zeroed(entries)) };
-    // SAFETY: memory and entries for all chunks that the bitmap has bits for and the backing grows to.
-    let pool = unsafe {
-        PagedPool::new(Host(RefCell::default(), RefCell::new(0)), Memory::new(pages, entries.cast::<Pfn>()))
-    };
-    let pool: &'static Pool<SITES> = Box::leak(Box::new(pool));
-    // One word has bits for 64 chunks; the backing grows to three.
-    at_apc(|at| pool.start(Box::leak(vec![0_u64; 1].into_boxed_slice()), at));
-    pool
+/// A pool over memory of its own.
+struct Machine<const SITES: usize> {
+    pool: NonNull<Pool<SITES>>,
+    bitmap: *mut [u64],
+    memory: [(*mut u8, Layout); 2],
+}
+
+impl<const SITES: usize> Machine<SITES> {
+    fn new() -> Self {
+        let pages = Layout::from_size_align((CHUNKS * CHUNK) as usize * PAGE_SIZE, PAGE_SIZE).unwrap();
+        let entries = Layout::array::<Pfn>((CHUNKS * CHUNK) as usize).unwrap();
+        // Fresh pages are zero, as those that a fault makes.
+        // SAFETY: neither layout is empty.
+        let memory = [pages, entries].map(|layout| (unsafe { std::alloc::alloc_zeroed(layout) }, layout));
+        // SAFETY: memory and entries for all chunks that the bitmap has bits for and the backing grows to.
+        let pool = unsafe {
+            let memory = Memory::new(memory[0].0, memory[1].0.cast::<Pfn>());
+            PagedPool::new(Host(RefCell::default(), RefCell::new(0)), memory)
+        };
+        let pool = NonNull::from(Box::leak(Box::new(pool)));
+        // One word has bits for 64 chunks; the backing grows to three.
+        let bitmap = Box::into_raw(vec![0_u64; 1].into_boxed_slice());
+        let this = Self { pool, bitmap, memory };
+        // SAFETY: used through the pool alone until both are freed.
+        at_apc(|at| this.start(unsafe { &mut *bitmap }, at));
+        this
+    }
+}
+
+impl<const SITES: usize> Deref for Machine<SITES> {
+    type Target = Pool<SITES>;
+
+    fn deref(&self) -> &Pool<SITES> {
+        // SAFETY: it lives as long as this.
+        unsafe { self.pool.as_ref() }
+    }
+}
+
+impl<const SITES: usize> Drop for Machine<SITES> {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, in the same way; nobody borrows the pool.
+        unsafe {
+            drop(Box::from_raw(self.pool.as_ptr()));
+            drop(Box::from_raw(self.bitmap));
+            self.memory.into_iter().for_each(|(start, layout)| std::alloc::dealloc(start, layout));
+        }
+    }
 }
 
 fn at_apc<R>(f: impl FnOnce(&mut Irql<Apc>) -> R) -> R {
@@ -104,11 +138,11 @@ fn fill(block: &Block) {
 fn check(block: &Block) {
     // SAFETY: as above.
     let bytes = unsafe { std::slice::from_raw_parts(block.start.as_ptr(), block.size) };
-    assert!(bytes.iter().all(|&byte| byte == block.byte), "{:?} lost its content", block.start);
+    assert!(*bytes == vec![block.byte; block.size], "{:?} lost its content", block.start);
 }
 
 fn run<const SITES: usize>(numbers: &[u64]) {
-    let pool = pool::<SITES>();
+    let pool = Machine::<SITES>::new();
     let site = Location::caller();
     let mut blocks: BTreeMap<usize, Block> = BTreeMap::new();
     let mut bytes = [0_u64; TAGS.len()];
@@ -195,14 +229,14 @@ fn stop<const SITES: usize>(
     size: usize,
     misuse: impl Fn(&Pool<SITES>, NonNull<u8>, &mut Irql<Apc>),
 ) -> (u32, u64) {
-    let pool = pool::<SITES>();
+    let pool = Machine::<SITES>::new();
     let site = Location::caller();
     let block = at_apc(|at| {
         // The backing's first try to grow fails.
         pool.allocate(TAGS[0], size, site, at).or_else(|_| pool.allocate(TAGS[0], size, site, at))
     });
     let block = block.unwrap().cast::<u8>();
-    let stop = arch::stop::catch(|| at_apc(|at| misuse(pool, block, at)));
+    let stop = arch::stop::catch(|| at_apc(|at| misuse(&pool, block, at)));
     stop.map(|stop| (stop.code, stop.parameters[0])).expect("a bugcheck")
 }
 
@@ -257,7 +291,7 @@ fn misuse_is_found() {
 
 #[test]
 fn nothing_outside_may_be_touched() {
-    let pool = pool::<0>();
+    let pool = Machine::<0>::new();
     let block = at_apc(|at| {
         let first = pool.allocate(TAGS[0], 20_000, Location::caller(), at);
         first.or_else(|_| pool.allocate(TAGS[0], 20_000, Location::caller(), at))

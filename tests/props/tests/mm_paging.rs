@@ -497,12 +497,16 @@ fn what_is_rare_comes_about() {
 #[test]
 fn slots_are_given_back_once() {
     let arena = Arena::new(&[PageRange { start: 100, end: 100 + PAGES }], false);
+    let store = Box::into_raw(vec![0; 1].into_boxed_slice());
     let stop = arch::stop::catch(|| {
         on_processor(|at| {
             let mut frames = arena.manager.frames().lock(at);
-            assert!(frames.open_store(Box::leak(vec![0; 1].into_boxed_slice()), 64).is_ok());
+            // SAFETY: a fresh box, which is freed below.
+            assert!(frames.open_store(unsafe { &mut *store }, 64).is_ok());
             frames.give_slot(3);
         });
     });
+    // SAFETY: made above; nothing is done with the frames any more.
+    drop(unsafe { Box::from_raw(store) });
     assert_eq!(stop.map(|stop| (stop.code, stop.parameters[..2].to_vec())), Some((0x1A, vec![0x413, 3])));
 }

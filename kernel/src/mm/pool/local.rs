@@ -9,8 +9,8 @@ use super::Statistics;
 use super::class::{CLASSES, Class};
 use super::tags::TAGS;
 
-/// Freed blocks that are kept from reuse in the checked build.
-const QUARANTINE: usize = 64;
+/// Freed blocks that are kept from reuse in the checked build. Miri looks at every one at each borrow.
+const QUARANTINE: usize = if cfg!(miri) { 8 } else { 64 };
 
 /// Free blocks by class, linked through themselves; zero ends a list. Two arrays: each is reached by a scaled index.
 struct Lists {
