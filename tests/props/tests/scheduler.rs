@@ -10,7 +10,7 @@
 
 use std::ptr::NonNull;
 
-use kernel::ke::sched::decide::{Next, Turns, belongs_elsewhere, keeps_its_boost_from};
+use kernel::ke::sched::decide::{Next, PUSHED_AT_ONCE, Turns, belongs_elsewhere, keeps_its_boost_from};
 use kernel::ke::sched::place::{choose, level_of};
 use kernel::ke::sched::queues::{Admitted, Queues, Shared, ThreadPtr};
 use kernel::ke::sched::{Place, REAL_TIME, Schedulable, priority};
@@ -212,12 +212,11 @@ impl World {
 
     /// balance.rs, `push`.
     fn push(&mut self, me: u32) {
-        let levels: Vec<_> = self.processors.iter().map(|there| there.shared.level()).collect();
-        let there = &mut self.processors[me as usize];
-        let found = there
-            .queues
-            .take_if(&there.shared, |it| belongs_elsewhere(it, me, |number| levels[number as usize]));
-        if let Some(found) = found {
+        for _ in 0..PUSHED_AT_ONCE {
+            let levels: Vec<_> = self.processors.iter().map(|there| there.shared.level()).collect();
+            let there = &mut self.processors[me as usize];
+            let runs_lower = |it: &Schedulable| belongs_elsewhere(it, me, |number| levels[number as usize]);
+            let Some(found) = there.queues.take_if(&there.shared, runs_lower) else { return };
             let found = self.index(found);
             self.threads[found].set_place(Place::Waiting(me));
             self.place(found, me);
@@ -589,6 +588,40 @@ proptest! {
         }
         world.settle();
         world.judge_after_ticks();
+    }
+}
+
+/// Several threads wait on one processor as others begin to run something lower: one tick spreads them.
+#[test]
+fn one_tick_spreads_what_is_queued() {
+    for others in 1..=3 {
+        let mut world = World::new(4);
+        let start = |world: &mut World, thread: usize, priority, on: u32, affinity: u64| {
+            world.threads[thread].set_affinity(affinity);
+            world.threads[thread].set_ideal(on);
+            priority::set_base(&world.threads[thread], priority);
+            world.apply(&Operation::Wake(thread, on, 0));
+            world.settle();
+        };
+        // On each of them something above all, and below all.
+        for other in 1..4 {
+            start(&mut world, other as usize, 20, other, 1 << other);
+            start(&mut world, 4 + other as usize, 2, other, 1 << other);
+        }
+        for thread in 8..12 {
+            start(&mut world, thread, 8, 0, 0b1111);
+        }
+        for thread in 8..12 {
+            assert_eq!(world.threads[thread].place().processor(), Some(0));
+        }
+        for other in 1..=others {
+            world.apply(&Operation::Block(other));
+            world.settle();
+        }
+        world.tick(0, 1);
+        world.settle();
+        let spread = (8..12).filter(|&it| world.threads[it].place().processor() != Some(0)).count();
+        assert_eq!(spread, others as usize, "threads that a tick spreads");
     }
 }
 

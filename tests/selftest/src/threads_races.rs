@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("threads::impossible_processors_are_refused", refused),
     ("threads::raised_above_its_standby_thread_it_runs_on", overtaken),
     ("threads::preempted_thread_goes_to_who_runs_lower", moved),
+    ("threads::one_tick_spreads_what_is_queued", spread),
     ("threads::woken_on_its_way_off_the_stack_it_runs_at_once", woken_early),
     ("threads::sent_away_while_they_take_turns", sent_away),
     ("threads::woken_by_who_then_waits_they_take_turns", woken_by_who_waits),
@@ -317,6 +318,103 @@ fn woken_by_who_waits(at: &mut Irql<Passive>) -> Result {
     }
     equal(status.0.into(), 0, "the first doesn't end")?;
     equal(FIRST.load(Ordering::Relaxed).into(), 3, "the second ran beside the first, plus two")
+}
+
+/// Several threads wait here behind a higher one as other processors begin to run something lower: one tick sends all of them there, so
+/// that who runs here sees either none gone or all.
+fn spread(at: &mut Irql<Passive>) -> Result {
+    need_processors(3)?;
+    // A thread of the system's may run on one of them just then.
+    let mut left = 0;
+    for _ in 0..4 {
+        left = left_by_a_tick(at)?;
+        if left == 0 {
+            break;
+        }
+    }
+    equal(left, 0, "threads that the tick has left behind")
+}
+
+/// How many are still there when the first has gone.
+fn left_by_a_tick(at: &mut Irql<Passive>) -> core::result::Result<u64, Verdict> {
+    const MOST: usize = 3;
+    static RUN: AtomicU32 = AtomicU32::new(0);
+    static GO: AtomicU32 = AtomicU32::new(0);
+    static END: AtomicU32 = AtomicU32::new(0);
+    for flag in [&RUN, &GO, &END] {
+        flag.store(0, Ordering::Relaxed);
+    }
+    /// At once, until they may go.
+    fn above(_: &mut Irql<Passive>, _: usize) {
+        RUN.fetch_add(1, Ordering::Relaxed);
+        while GO.load(Ordering::Relaxed) == 0 {
+            core::hint::spin_loop();
+        }
+    }
+    fn until_the_end(_: &mut Irql<Passive>, _: usize) {
+        while END.load(Ordering::Relaxed) == 0 {
+            core::hint::spin_loop();
+        }
+    }
+    let me = thread::current(at).reference();
+    let (before, base) = (me.scheduling().affinity(), me.scheduling().base());
+    let number = arch::cpu::number();
+    let others = || (0..prcb::count()).filter(move |&other| other != number).take(MOST);
+    let count = others().count();
+    let all = others().fold(1 << number, |all, other| all | 1_u64 << other);
+    let _ = sched::set_affinity(&me, 1 << number, at);
+    let _ = sched::set_base_priority(&me, 12, at);
+    let mut threads = [const { None }; 3 * MOST];
+    let mut start = |slot: usize, priority, ideal, affinity, routine, at: &mut Irql<Passive>| {
+        let options =
+            Options { name: Name::new("spread"), priority, affinity: Some(affinity), ideal: Some(ideal) };
+        threads[slot] = Some(spawn(&options, routine, 0, at)?);
+        Ok(())
+    };
+    let mut started: Result = Ok(());
+    for (slot, other) in others().enumerate() {
+        started = started
+            .and_then(|()| start(slot, 20, other, 1 << other, above, at))
+            .and_then(|()| start(MOST + slot, 2, other, 1 << other, until_the_end, at));
+    }
+    while started.is_ok() && (RUN.load(Ordering::Relaxed) as usize) < count {
+        let _ = delay(Due::In(10_000), at);
+    }
+    for slot in 0..count {
+        started = started.and_then(|()| start(2 * MOST + slot, 8, number, all, until_the_end, at));
+    }
+    // At DISPATCH, so that no look comes in between.
+    let queued = |at: &mut Irql<Passive>| {
+        let _raised = at.raise::<Dispatch>();
+        let places = threads[2 * MOST..].iter().flatten().map(|it| it.scheduling().place());
+        places.filter(|&place| place == sched::Place::Ready(number)).count()
+    };
+    let (mut first, mut then) = (0, 0);
+    if started.is_ok() {
+        first = queued(at);
+        {
+            // No tick in between: those that go have all gone before the next.
+            let _raised = at.raise::<Dispatch>();
+            GO.store(1, Ordering::Relaxed);
+            let low = |other| prcb::get(other).is_some_and(|it| it.prcb().scheduling().level() == 3);
+            while !others().all(low) {
+                core::hint::spin_loop();
+            }
+        }
+        let end = clock::interrupt_time_precise() + 10 * SECOND;
+        then = first;
+        while then == first && clock::interrupt_time_precise() < end {
+            then = queued(at);
+        }
+    }
+    GO.store(1, Ordering::Relaxed);
+    END.store(1, Ordering::Relaxed);
+    let _ = sched::set_base_priority(&me, base, at);
+    let joined = threads.iter().flatten().try_for_each(|it| join(it, at));
+    let _ = sched::set_affinity(&me, before, at);
+    started.and(joined)?;
+    equal(first as u64, count as u64, "threads that wait behind a higher one")?;
+    Ok(then as u64)
 }
 
 /// A thread ends, and what it holds goes to an equal, which is queued and runs next: the look that would have been for both is not left to

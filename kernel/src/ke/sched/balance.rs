@@ -8,7 +8,7 @@ use sync::spin::SpinGuard;
 
 use super::super::prcb::{self, Prcb};
 use super::super::{clock, dispatch, thread::Thread};
-use super::decide::{belongs_elsewhere, keeps_its_boost_from};
+use super::decide::{PUSHED_AT_ONCE, belongs_elsewhere, keeps_its_boost_from};
 use super::local::IDLE;
 use super::queues::{Admitted, Queues, ThreadPtr};
 use super::ready;
@@ -85,17 +85,19 @@ fn replace(found: ThreadPtr, at: &mut Irql<Dispatch>) {
     ready::place(thread, at);
 }
 
-/// A thread that is queued here, above what some processor runs that it may run on, goes there: one a tick.
+/// Threads that are queued here, above what some processor runs that they may run on, go there: up to [`PUSHED_AT_ONCE`], the highest first.
+/// Each that has gone is what its processor shows, so the next one looks elsewhere.
 pub(super) fn push(here: &Prcb, at: &mut Irql<Dispatch>) {
     let me = here.number();
     // SAFETY: affinities hold registered processors only.
     let level = |other| unsafe { prcb::get_unchecked(other) }.prcb().sched.level();
     let runs_lower = |it: &Schedulable| belongs_elsewhere(it, me, level);
-    if here.sched.shared.summary() == 0 {
-        return;
-    }
-    let guard = here.sched.queues.lock(&mut *at);
-    if let Some(found) = take_out(guard, here, runs_lower) {
+    for _ in 0..PUSHED_AT_ONCE {
+        if here.sched.shared.summary() == 0 {
+            return;
+        }
+        let guard = here.sched.queues.lock(&mut *at);
+        let Some(found) = take_out(guard, here, runs_lower) else { return };
         replace(found, at);
     }
 }

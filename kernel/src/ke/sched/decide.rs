@@ -229,6 +229,9 @@ pub fn keeps_its_boost_from(running: &Schedulable, waiting: u8) -> bool {
     running.is_boosted() && running.base() < waiting
 }
 
+/// So many threads go to processors that run something lower at one tick: a tick is not to take for ever.
+pub const PUSHED_AT_ONCE: u32 = 16;
+
 /// Does some processor other than `me` that `thread` may run on run something lower? For what is queued.
 pub fn belongs_elsewhere(thread: &Schedulable, me: u32, level: impl Fn(u32) -> Level) -> bool {
     let mut left = thread.affinity() & !(1 << me);
