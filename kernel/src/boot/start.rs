@@ -227,12 +227,10 @@ fn set_watchdog(line: &CommandLine<'_>) {
         None => None,
     };
     let debugged = |limit| if kd::is_debugger_enabled() { Some(0) } else { limit };
-    let total = debugged(limit("dpc_watchdog"));
-    watchdog::Limits::set(debugged(limit("dpc_timeout")), total);
+    watchdog::Limits::set(debugged(limit("dpc_timeout")), debugged(limit("dpc_watchdog")));
     #[cfg(feature = "verifier")]
     {
         crate::ke::sched::time_stays_by_thread();
-        sync::irql::set_dispatch_limit(total.unwrap_or(watchdog::TOTAL_MILLISECONDS), clock::tsc_hz() / 1000);
         if let Some(milliseconds) = debugged(limit("wait_limit")) {
             chain::set_limit(milliseconds);
         }
@@ -327,6 +325,9 @@ extern "sysv64" fn run_boot_processor() -> ! {
 
 /// The first thread.
 fn run_main(at: &mut Irql<Passive>, _: usize) {
+    // Not before: bring-up stays at DISPATCH for as long as memory is large and the host is slow.
+    #[cfg(feature = "verifier")]
+    sync::irql::set_dispatch_limit(watchdog::Limits::get().total_milliseconds(), clock::tsc_hz() / 1000);
     if crate::ex::work::start(at).is_err() {
         Refusal::NoMemory.report();
     }

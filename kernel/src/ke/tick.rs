@@ -411,6 +411,20 @@ pub fn armed_for_update(at: &mut Irql<High>) -> Option<u64> {
     OWNER.is(here.number()).then(|| here.tick.armed())
 }
 
+/// When this processor's clock has it look for DPCs that wait for a tick (interrupt time, 100 ns), and what it is programmed for, which is no
+/// later; nothing waits: `u64::MAX`. At HIGH, so that both are of the same moment.
+pub fn armed_for_dpcs(at: &mut Irql<High>) -> (u64, u64) {
+    let (here, _) = Prcb::here(at);
+    (get(&here.tick.dpc_due), here.tick.armed())
+}
+
+/// Is a look of the watchdog ahead here? There is for two limits after the last work of DISPATCH. Else only the clock's owner has a reason
+/// to sample this processor, which may be the owner. At HIGH; an answer of no holds until the level falls below DISPATCH or such a sample.
+pub fn is_watched(at: &mut Irql<High>) -> bool {
+    let (here, _) = Prcb::here(at);
+    get(&here.tick.watchdog_due) != NEVER
+}
+
 fn nudge(number: u32) {
     if let Some(processor) = prcb::get(number) {
         ipi::post(processor.prcb(), ipi::Request::Clock);

@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub const NEVER: u64 = u64::MAX;
 
 /// NT's limit for one stay at DISPATCH, in milliseconds.
-pub const TOTAL_MILLISECONDS: u64 = 120_000;
+const TOTAL_MILLISECONDS: u64 = 120_000;
 /// NT's limit for one DPC.
 const SINGLE_MILLISECONDS: u64 = 20_000;
 /// 100 ns in a millisecond.
@@ -59,6 +59,11 @@ impl Limits {
 
     fn least(self) -> u64 {
         self.single.min(self.total)
+    }
+
+    /// The limit for one stay, in milliseconds; 0: none.
+    pub fn total_milliseconds(self) -> u64 {
+        if self.total == NEVER { 0 } else { self.total / MILLISECOND }
     }
 
     /// How long the clock's owner leaves another busy processor without a sample.

@@ -66,7 +66,13 @@ fn prepare(at: &mut Irql<Passive>) {
         dpc.set_target(Some(number));
         apart::prepare(number, at);
     }
-    sum(pool::drain_everything, at);
+    sum(
+        |at| {
+            pool::drain_everything(at);
+            true
+        },
+        at,
+    );
     take_odd_ends(at);
 }
 

@@ -9,7 +9,7 @@ use kernel::ke::apc::{self, Apc};
 use kernel::ke::bugcheck::{self, StopCode, bugcheck};
 use kernel::ke::dpc::Dpc;
 use kernel::ke::interrupt::{Claim, Interrupt, Request, ServiceRoutine, Share, Source};
-use kernel::ke::{ipi, prcb, thread};
+use kernel::ke::{ipi, prcb, thread, tick};
 use kernel::mm::contiguous::{self, Place};
 use kernel::mm::mdl_pages::{self, Choice, Operation};
 use kernel::mm::paged::{self, PagedOwned};
@@ -24,7 +24,7 @@ use sync::{InterruptLock, Once};
 use crate::edu::LEVEL;
 use crate::everywhere;
 use crate::user_pages::{As, START, UserPages};
-use crate::{crash_irql, crash_waits, memory_pager};
+use crate::{clock, crash_irql, crash_waits, memory_pager};
 
 extern crate alloc;
 
@@ -110,13 +110,17 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
             CLEARS.queue([0; 2], at);
         }
         "stuck_raised" => {
+            clock::settle(at);
             let options = thread::Options { affinity: Some(2), ideal: Some(1), ..Default::default() };
-            let stuck = thread::spawn(&options, |at, _| stays_raised(at), 0, at);
+            let stuck = thread::spawn(&options, |at, _| stays_raised_unwatched(false, at), 0, at);
             assert!(stuck.is_ok(), "a thread on the second processor");
             // Busy, as the clock's owner is.
             kernel::ke::clock::stall(30_000_000);
         }
-        "stuck_raised_alone" => stays_raised(at),
+        "stuck_raised_alone" => {
+            clock::settle(at);
+            stays_raised_unwatched(true, at)
+        }
         "debugged_dpc" => {
             static RAN: AtomicU64 = AtomicU64::new(0);
             static SLOW: Dpc = Dpc::new(|_, _, _| {
@@ -195,9 +199,30 @@ fn never_ends(_: &'static Dpc, _: &mut Irql<Dispatch>, _: [usize; 2]) {
     }
 }
 
+/// Stays raised once no look of the watchdog is ahead here: one is until two limits have passed since the last work of DISPATCH, that of the
+/// switch to this thread included. From then on nobody but the clock's owner, which this processor is or is not, has a reason to look.
+fn stays_raised_unwatched(owns: bool, at: &mut Irql<Passive>) -> ! {
+    for _ in 0..10 {
+        // Who waits for this processor goes first: its turns would be such work.
+        let _ = kernel::ke::wait::delay(kernel::ke::timer::Due::In(1_000_000), at);
+        for _ in 0..2_000 {
+            // Samples find it at PASSIVE mostly: one of them does.
+            kernel::ke::clock::stall(1_000);
+            let mut raised = at.raise::<Dispatch>();
+            let is_alone = {
+                let mut high = raised.raise::<High>();
+                !tick::is_watched(&mut high) && tick::armed_for_update(&mut high).is_some() == owns
+            };
+            if is_alone {
+                stays_raised(&mut raised);
+            }
+        }
+    }
+    bugcheck(StopCode::MaximumWaitObjectsExceeded, [2, 0, 0, 0])
+}
+
 #[inline(never)]
-fn stays_raised(at: &mut Irql<Passive>) -> ! {
-    let _raised = at.raise::<Dispatch>();
+fn stays_raised(_: &mut Irql<Dispatch>) -> ! {
     loop {
         // No call, so that whatever interrupts this finds it in here.
         core::hint::spin_loop();
