@@ -65,6 +65,7 @@ const STEPS: &[Step] = &[
     Step { name: "boot-8", what: "self-tests on 8 processors", run: || boot(8) },
     Step { name: "sixteen", what: "threads and waits on 16 processors", run: sixteen },
     Step { name: "inject", what: "each allocation of each path refused, nothing left behind", run: inject },
+    Step { name: "trim", what: "paged pool and lists of pages, paged pool trimmed at each raise", run: trim },
     Step { name: "clusters", what: "calls between 10 processors in two APIC clusters", run: clusters },
     Step { name: "idle", what: "8 idle processors are left alone for 5 seconds", run: idle },
     Step {
@@ -392,6 +393,12 @@ fn sixteen() -> Result<Done> {
 
 fn inject() -> Result<Done> {
     let words = ["inject", "only=paths::"].map(str::to_owned);
+    judged(&GuestArgs { cpus: 2, append: words.into(), ..GuestArgs::default() })
+}
+
+/// Whoever relies on a page of paged pool that was there a moment ago is found, or never ends.
+fn trim() -> Result<Done> {
+    let words = ["trim", "only=memory_mdl::,memory_paged::,process_locked::"].map(str::to_owned);
     judged(&GuestArgs { cpus: 2, append: words.into(), ..GuestArgs::default() })
 }
 

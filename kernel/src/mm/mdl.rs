@@ -186,7 +186,10 @@ impl Mdl {
     }
 
     /// For those that make lists by hand, and for tests: the numbers, one after the other.
-    pub fn set_pages(&mut self, mut number_of: impl FnMut(usize) -> u64) {
+    ///
+    /// # Safety
+    /// The list holds no pages, and is not mapped; each page is one that whoever uses the list may reach until it is gone.
+    pub unsafe fn set_pages(&mut self, mut number_of: impl FnMut(usize) -> u64) {
         for (at, page) in self.pages_mut().iter_mut().enumerate() {
             *page = number_of(at);
         }

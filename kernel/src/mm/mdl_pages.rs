@@ -90,13 +90,15 @@ pub fn prepare_for_reuse<L: Below<SpaceLock> + Below<Ipi>>(mdl: &mut Mdl, at: &m
 #[doc(alias = "MmBuildMdlForNonPagedPool")]
 pub fn build_for_nonpaged(mdl: &mut Mdl) {
     let start = mdl.header().start_va.addr() as u64;
-    mdl.set_pages(|page| {
+    let number_of = |page: usize| {
         let address = start + page as u64 * PAGE;
         match paging::translate(address) {
             Some((physical, _)) => physical / PAGE,
             None => bugcheck(StopCode::PageFaultInNonpagedArea, [address, 0, 0, 0]),
         }
-    });
+    };
+    // SAFETY: the buffer's own pages; it is nonpaged, so they are its owner's as long as it is.
+    unsafe { mdl.set_pages(number_of) };
     let address = mdl.address();
     let header = mdl.header_mut();
     header.mapped_system_va = address;
@@ -225,9 +227,11 @@ pub fn allocate_pages<L: Below<PoolAccess> + Below<PfnLock> + Below<PageCacheAcc
     mdl.header_mut().byte_count = taken * PAGE as u32;
     mdl.header_mut().flags |= flags::PAGES_LOCKED;
     if taken == 0 || (choice.all && taken * (PAGE as u32) < wanted) {
-        free_pages(&mut mdl, at);
-        // SAFETY: allocated above; its pages are gone.
-        unsafe { free_list(mdl, at) };
+        // SAFETY: allocated above, with pages that were taken above, and are gone before the list is.
+        unsafe {
+            free_pages(&mut mdl, at);
+            free_list(mdl, at);
+        }
         return Err(Exhausted);
     }
     Ok(mdl)
@@ -261,16 +265,19 @@ fn take_page<L: Below<PageCacheAccess> + Below<PfnLock>>(
 
 /// Gives the pages of such a list back; the list itself stays, empty, for [`free`].
 ///
+/// # Safety
+/// The list came from [`allocate_pages`], and has the pages that it got there: it was not advanced, nor locked, nor its numbers changed.
+///
 /// # Bugchecks
 /// MEMORY_MANAGEMENT (0x40D) if it has none, or is still mapped.
 #[doc(alias = "MmFreePagesFromMdl")]
-pub fn free_pages<L: Below<PageCacheAccess>>(mdl: &mut Mdl, at: &mut Irql<L>) {
+pub unsafe fn free_pages<L: Below<PageCacheAccess>>(mdl: &mut Mdl, at: &mut Irql<L>) {
     let wanted = mdl.header().flags & (flags::PAGES_LOCKED | flags::MAPPED_TO_SYSTEM_VA);
     if wanted != flags::PAGES_LOCKED {
         misuse(0x40D, mdl);
     }
     for &number in mdl.pages() {
-        // SAFETY: taken by `allocate_pages`, and not given back since: the flag says so.
+        // SAFETY: taken by `allocate_pages` (the caller's), and not given back since: the flag says so.
         physical::free(unsafe { Page::from_number(PageNumber::new(number as u32)) }, at);
     }
     let header = mdl.header_mut();

@@ -206,6 +206,14 @@ pub(super) fn resolve(address: u64, at: &mut Irql<Apc>) -> Resolution {
     bring(address, at)
 }
 
+/// What is brought in by `work` stays there until its end, as far as the checked build's trims go.
+pub(super) fn untrimmed<R>(at: &mut Irql<Apc>, work: impl FnOnce(&mut Irql<Apc>) -> R) -> R {
+    #[cfg(feature = "verifier")]
+    return trimming::resolving(at, work);
+    #[cfg(not(feature = "verifier"))]
+    work(at)
+}
+
 /// What a touch needs next.
 enum Step {
     Done(Resolution),

@@ -50,7 +50,8 @@ impl List {
         // SAFETY: so many bytes, aligned to 8, which live beside the list.
         let mdl = unsafe { Mdl::initialize(place, without_provenance_mut(address), bytes) }.unwrap();
         let mut list = Self { mdl, address, bytes, _room: Room(room) };
-        list.mdl.set_pages(|page| page_at(address / PAGE_SIZE + page));
+        // SAFETY: a new list; the pages are numbers that nobody follows.
+        unsafe { list.mdl.set_pages(|page| page_at(address / PAGE_SIZE + page)) };
         list
     }
 

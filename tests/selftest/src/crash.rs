@@ -378,7 +378,8 @@ fn misuse_mdl(name: &str, at: &mut Irql<Passive>) {
         let Ok(mut mdl) = mdl_pages::allocate_pages(4096, &choice, at) else { return };
         // SAFETY: our own page.
         let _ = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::WriteBack, at) };
-        mdl_pages::free_pages(&mut mdl, at);
+        // SAFETY: allocated with its pages above, and left as it was.
+        unsafe { mdl_pages::free_pages(&mut mdl, at) };
     }
     let Ok(page) = physical::allocate(at) else { return };
     let Ok(mut mdl) = mdl_pages::allocate(physical::address(page.number()), 100, at) else { return };

@@ -97,7 +97,8 @@ fn listed(at: &mut Irql<Passive>) -> Result {
     // SAFETY: the test's own pages.
     let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::WriteBack, at) };
     let Ok(address) = address else {
-        mdl_pages::free_pages(&mut mdl, at);
+        // SAFETY: allocated with its pages above, and left as it was.
+        unsafe { mdl_pages::free_pages(&mut mdl, at) };
         // SAFETY: as below.
         unsafe { mdl_pages::free(mdl, at) };
         return Err(Verdict::Fail("no mapping", 0, 0));
@@ -107,7 +108,8 @@ fn listed(at: &mut Irql<Passive>) -> Result {
     let zero = bytes.iter().all(|&byte| byte == 0);
     bytes.fill(0x99);
     mdl_pages::unmap(&mut mdl, at);
-    mdl_pages::free_pages(&mut mdl, at);
+    // SAFETY: allocated with its pages above, and left as it was.
+    unsafe { mdl_pages::free_pages(&mut mdl, at) };
     let flags = mdl.header().flags & flags::PAGES_LOCKED;
     // SAFETY: made above, and empty.
     unsafe { mdl_pages::free(mdl, at) };
@@ -118,7 +120,8 @@ fn listed(at: &mut Irql<Passive>) -> Result {
     let (least, most) = (mdl.pages().iter().min(), mdl.pages().iter().max());
     let range = (least.map_or(0, |page| page * PAGE), most.map_or(0, |page| page * PAGE));
     let taken = mdl.page_count();
-    mdl_pages::free_pages(&mut mdl, at);
+    // SAFETY: allocated with its pages above, and left as it was.
+    unsafe { mdl_pages::free_pages(&mut mdl, at) };
     // SAFETY: as above.
     unsafe { mdl_pages::free(mdl, at) };
     equal(taken as u64, 300, "pages of two ranges")?;
@@ -128,7 +131,8 @@ fn listed(at: &mut Irql<Passive>) -> Result {
     let mut mdl = mdl_pages::allocate_pages(100 * PAGE as u32, &narrow, at).map_err(no_list)?;
     let taken = mdl.page_count();
     let refused = mdl_pages::allocate_pages(100 * PAGE as u32, &Choice { all: true, ..narrow }, at);
-    mdl_pages::free_pages(&mut mdl, at);
+    // SAFETY: allocated with its pages above, and left as it was.
+    unsafe { mdl_pages::free_pages(&mut mdl, at) };
     // SAFETY: as above.
     unsafe { mdl_pages::free(mdl, at) };
     check(taken > 0 && taken <= 20 && refused.is_err(), "part of what was wanted", taken as u64, 20)?;

@@ -168,7 +168,8 @@ fn pages_for_list(at: &mut Irql<Passive>) -> Result {
     if is_mapped {
         mdl_pages::unmap(&mut mdl, at);
     }
-    mdl_pages::free_pages(&mut mdl, at);
+    // SAFETY: allocated with its pages above, and left as it was.
+    unsafe { mdl_pages::free_pages(&mut mdl, at) };
     // SAFETY: made above, and empty.
     unsafe { mdl_pages::free(mdl, at) };
     if is_mapped { Ok(()) } else { Err(REFUSED) }

@@ -119,21 +119,29 @@ where
     Ok(())
 }
 
-/// Of the kernel's memory: what is missing of paged pool is had, one page after the other, until all of it is there at once.
+/// Of the kernel's memory: what is missing of paged pool is had, one page after the other. What is held stays so meanwhile: each page is
+/// had once, however little memory is left and whoever else locks some.
 fn lock_kernels<L>(mdl: &mut Mdl, operation: Operation, at: &mut Irql<L>) -> Result<(), LockError>
 where
     L: MayBlock + AtOrBelow<Apc> + Below<PfnLock>,
 {
-    loop {
-        let Err(address) = try_lock(mdl, operation, at) else { return Ok(()) };
-        if layout::part(address) != Some(layout::PAGED_POOL) {
-            return Err(LockError::AccessViolation);
+    refuse_if_locked(mdl);
+    let mut held = Held::default();
+    paged::untrimmed(&mut at.raise::<Apc>(), |at| {
+        while let Err(address) = held.go_on(mdl, operation, at) {
+            // A page of it that is there can be written, so it was not.
+            if layout::part(address) != Some(layout::PAGED_POOL)
+                || paged::resolve(address, at) != Resolution::Resolved
+            {
+                physical::manager().with(&mut at.raise::<PageCacheAccess>(), |frames| {
+                    mdl.pages()[..held.pages].iter().for_each(|&number| let_go(number, frames));
+                });
+                return Err(LockError::AccessViolation);
+            }
         }
-        // A page of it that is there can be written, so it was not.
-        if paged::resolve(address, &mut at.raise::<Apc>()) != Resolution::Resolved {
-            return Err(LockError::AccessViolation);
-        }
-    }
+        note(mdl, operation, held.device);
+        Ok(())
+    })
 }
 
 /// The same for a buffer of the kernel's that is not pageable, or known to be there.
@@ -149,7 +157,7 @@ pub fn probe_and_lock_nonpaged<L: Below<PfnLock>>(
     operation: Operation,
     at: &mut Irql<L>,
 ) -> Result<(), AccessViolation> {
-    try_lock(mdl, operation, at).map_err(|_| AccessViolation)
+    try_lock(mdl, operation, at)
 }
 
 fn refuse_if_locked(mdl: &Mdl) {
@@ -158,39 +166,72 @@ fn refuse_if_locked(mdl: &Mdl) {
     }
 }
 
-/// Locks all pages that are there, or none: then the address of the first that can't be.
-fn try_lock<L: Below<PfnLock>>(mdl: &mut Mdl, operation: Operation, at: &mut Irql<L>) -> Result<(), u64> {
-    refuse_if_locked(mdl);
-    let start = mdl.header().start_va.addr() as u64;
-    let mut frames = physical::manager().frames().lock(at);
-    let mut device = false;
-    let mut done = 0;
-    let pages = mdl.pages_mut();
-    for slot in pages.iter_mut() {
-        *slot = match probe(start.wrapping_add(done as u64 * PAGE), operation, &frames) {
-            // One that its owner gives up at this moment is not there.
-            Ok(Found::Counted(page)) if !frames.try_reference(page) => break,
-            Ok(Found::Counted(page)) => {
-                if operation != Operation::Read {
-                    frames.memory().entry(page).set_dirty();
-                }
-                page.number().into()
-            }
-            Ok(Found::Kept(number)) => {
-                device |= !system_pte::is_memory(number * PAGE, (number + 1) * PAGE);
-                number
-            }
-            Err(AccessViolation) => break,
-        };
-        done += 1;
+/// How far a lock has come.
+#[derive(Default)]
+struct Held {
+    /// So many pages of the list are held, the first ones.
+    pages: usize,
+    /// Some are a device's.
+    device: bool,
+}
+
+impl Held {
+    /// Holds the next pages that are there, up to the end; or the address of the first that can't be held.
+    fn go_on<L: Below<PfnLock>>(
+        &mut self,
+        mdl: &mut Mdl,
+        operation: Operation,
+        at: &mut Irql<L>,
+    ) -> Result<(), u64> {
+        self.under_the_lock(mdl, operation, &mut physical::manager().frames().lock(at))
     }
-    if done < pages.len() {
+
+    fn under_the_lock(
+        &mut self,
+        mdl: &mut Mdl,
+        operation: Operation,
+        frames: &mut Frames,
+    ) -> Result<(), u64> {
+        let start = mdl.header().start_va.addr() as u64;
+        for slot in &mut mdl.pages_mut()[self.pages..] {
+            let address = start.wrapping_add(self.pages as u64 * PAGE);
+            *slot = match probe(address, operation, frames) {
+                // One that its owner gives up at this moment is not there.
+                Ok(Found::Counted(page)) if !frames.try_reference(page) => return Err(address),
+                Ok(Found::Counted(page)) => {
+                    if operation != Operation::Read {
+                        frames.memory().entry(page).set_dirty();
+                    }
+                    page.number().into()
+                }
+                Ok(Found::Kept(number)) => {
+                    self.device |= !system_pte::is_memory(number * PAGE, (number + 1) * PAGE);
+                    number
+                }
+                Err(AccessViolation) => return Err(address),
+            };
+            self.pages += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Locks all pages, if they are there, or none.
+fn try_lock<L: Below<PfnLock>>(
+    mdl: &mut Mdl,
+    operation: Operation,
+    at: &mut Irql<L>,
+) -> Result<(), AccessViolation> {
+    refuse_if_locked(mdl);
+    let mut held = Held::default();
+    let mut frames = physical::manager().frames().lock(at);
+    if held.under_the_lock(mdl, operation, &mut frames).is_err() {
         // Never the last reference: its owner's could not end under the lock.
-        pages[..done].iter().for_each(|&number| let_go(number, &mut frames));
-        return Err(start.wrapping_add(done as u64 * PAGE));
+        mdl.pages()[..held.pages].iter().for_each(|&number| let_go(number, &mut frames));
+        return Err(AccessViolation);
     }
     drop(frames);
-    note(mdl, operation, device);
+    note(mdl, operation, held.device);
     Ok(())
 }
 
