@@ -69,7 +69,7 @@ fn take_parcel(parcel: u64) -> bool {
     if number == arch::pcr::number() || courier.prcb().state() != State::Online {
         return false;
     }
-    // I1. Release: the slot's NMI, and what goes on from there, comes after what the sender stored.
+    // I1. Release, with the Acquire of `send_on`: what goes on from there comes after what the sender stored.
     let taken = SLOTS[number as usize].compare_exchange(0, parcel, Ordering::Release, Ordering::Relaxed);
     if taken.is_err() {
         return false;
@@ -89,6 +89,7 @@ pub(super) fn send_on() {
     if slot.load(Ordering::Relaxed) == 0 {
         return;
     }
+    // Acquire: with the Release of `take_parcel`.
     let parcel = slot.swap(0, Ordering::Acquire);
     let (to, vector) = ((parcel >> 32) as u32, parcel as u8);
     let random = torment::draw(&STATE);

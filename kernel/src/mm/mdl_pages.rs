@@ -86,9 +86,12 @@ pub fn prepare_for_reuse<L: Below<SpaceLock> + Below<Ipi>>(mdl: &mut Mdl, at: &m
 /// Fills in the pages of a buffer in nonpaged memory, which has an address already: nothing is locked, nothing to be undone.
 ///
 /// # Bugchecks
-/// PAGE_FAULT_IN_NONPAGED_AREA if it is not mapped.
+/// PAGE_FAULT_IN_NONPAGED_AREA if it is not mapped; MEMORY_MANAGEMENT (0x408) if the list holds pages or has a mapping.
 #[doc(alias = "MmBuildMdlForNonPagedPool")]
 pub fn build_for_nonpaged(mdl: &mut Mdl) {
+    if mdl.header().flags & (flags::PAGES_LOCKED | flags::MAPPED_TO_SYSTEM_VA) != 0 {
+        misuse(0x408, mdl);
+    }
     let start = mdl.header().start_va.addr() as u64;
     let number_of = |page: usize| {
         let address = start + page as u64 * PAGE;
@@ -97,7 +100,7 @@ pub fn build_for_nonpaged(mdl: &mut Mdl) {
             None => bugcheck(StopCode::PageFaultInNonpagedArea, [address, 0, 0, 0]),
         }
     };
-    // SAFETY: the buffer's own pages; it is nonpaged, so they are its owner's as long as it is.
+    // SAFETY: checked above; and the buffer's own pages, which is nonpaged, so they are its owner's as long as it is.
     unsafe { mdl.set_pages(number_of) };
     let address = mdl.address();
     let header = mdl.header_mut();

@@ -355,15 +355,16 @@ proptest! {
     }
 
     /// A periodic timer goes in again from within its expiry: it expires in each look that a multiple of its period has come
-    /// before, once, and stays on that grid.
+    /// before, once, and stays on that grid; from its first expiry on also when the system time changes, absolute as it was.
     #[test]
     fn a_periodic_timer_keeps_its_grid(
-        first in magnitude(30), period in 10_000..10_000_000_u64,
+        absolute in any::<bool>(), first in magnitude(30), period in 10_000..10_000_000_u64,
         steps in prop::collection::vec(magnitude(27), 1..40),
     ) {
         let mut subject = Subject::new();
-        subject.arm(0, first, 0, false);
+        subject.arm(0, first, 0, absolute);
         let (mut now, mut due) = (0_u64, first.max(1));
+        let mut has_expired = false;
         for step in steps {
             now += step;
             let mut expiries = 0;
@@ -377,6 +378,10 @@ proptest! {
             prop_assert_eq!(expiries, u64::from(due <= at), "due at {}, at {}", due, now);
             if due <= at {
                 due += ((at - due) / period + 1) * period;
+            }
+            has_expired |= expiries != 0;
+            if has_expired {
+                subject.wheel.move_absolute(if step % 2 == 0 { step } else { step.wrapping_neg() });
             }
             prop_assert_eq!(subject.timers[0].due(), due);
         }

@@ -161,7 +161,8 @@ impl Wheel {
         unsafe { self.link(timer, tick) }.then(|| start_of(tick))
     }
 
-    /// Links `timer`, which has expired, for the next multiple of `period` (100 ns, not zero) from its due time.
+    /// Links `timer`, which has expired, for the next multiple of `period` (100 ns, not zero) from its due time. Its first due time may have
+    /// been one of the system's clock; what comes is counted from there, whatever that clock says.
     ///
     /// # Safety
     /// As [`arm`](Self::arm).
@@ -172,6 +173,7 @@ impl Wheel {
             let missed = self.looked.checked_sub(due).map_or(0, |late| late / period + 1);
             let due = due.saturating_add(missed.saturating_mul(period)).min(LAST);
             (*timer).due.store(due, Ordering::Relaxed);
+            *(*timer).options.get() &= !ABSOLUTE;
             let tick = tick_of((*timer).effective_due());
             self.link(timer, tick);
         }
