@@ -31,7 +31,7 @@ smp: ## [20 s] Boot the self-tests, then all of it at once (MINUTES=m: so long),
 	@ci/setup.sh run
 	@$(CI) smp $(GUEST) $(RUN) $(if $(MINUTES),--minutes $(MINUTES))
 
-test: ## [14 min] Run every check
+test: ## [18 min] Run every check
 	@ci/setup.sh test
 	@$(CI) test $(if $(ONLY),--only $(ONLY))
 

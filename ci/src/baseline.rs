@@ -12,12 +12,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::bench::Times;
 use crate::guest;
+use crate::image;
 
 /// A row may grow by this much over the baseline, in percent. Counts are exact: this is no tolerance for noise, but lets
 /// unrelated code move a large row by an instruction or two.
@@ -266,6 +268,20 @@ pub(crate) fn markdown<const N: usize>(
         }
     }
     text
+}
+
+/// Writes `text` into docs/performance.md, in its place.
+pub(crate) fn document(place: Place, text: &str) -> Result<()> {
+    let path = image::workspace().join("docs/performance.md");
+    let before = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let after = inserted(&before, place, text).with_context(|| format!("{}", path.display()))?;
+    std::fs::write(&path, after).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Writes a value as JSON, for people to read as well.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 /// `document` with `text` between the two lines that mark its place.

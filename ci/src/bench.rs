@@ -6,7 +6,7 @@ mod ticks;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -42,8 +42,9 @@ pub(crate) fn run(mode: Mode) -> Result<u8> {
     };
     if mode == Mode::Bless {
         let blessed = baseline::of(&rows);
-        write(&stored_at(), &blessed)?;
-        document(&rows)?;
+        baseline::write_json(&stored_at(), &blessed)?;
+        // The documentation's table follows.
+        baseline::document(baseline::COUNTS, &baseline::counts_table(&rows))?;
         // The peer's table has a column of these counts.
         peer::document(&peer::Account::stored()?, &blessed)?;
     }
@@ -54,7 +55,7 @@ pub(crate) fn run(mode: Mode) -> Result<u8> {
     print!("{}", baseline::table(&rows, &stored, &times));
     let account = image::target_dir().join("bench.json");
     let timed = |row| Timed { row, time: times.get(&row.name).copied() };
-    write(&account, &rows.iter().map(timed).collect::<Vec<_>>())?;
+    baseline::write_json(&account, &rows.iter().map(timed).collect::<Vec<_>>())?;
     println!("instructions; as JSON in {}", account.display());
     if mode != Mode::Check {
         let picture = image::target_dir().join("bench.svg");
@@ -129,18 +130,4 @@ pub(crate) fn stored() -> Result<Baseline> {
     let path = stored_at();
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not a baseline", path.display()))
-}
-
-/// The documentation's table follows the baseline.
-fn document(rows: &[Row]) -> Result<()> {
-    let path = image::workspace().join("docs/performance.md");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let text = baseline::inserted(&text, baseline::COUNTS, &baseline::counts_table(rows))
-        .with_context(|| format!("{}", path.display()))?;
-    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
-}
-
-fn write(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)? + "\n";
-    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }

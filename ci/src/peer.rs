@@ -20,7 +20,8 @@ use crate::bench;
 use crate::image;
 use crate::process;
 
-pub(crate) use account::{Account, PLACE};
+pub(crate) use account::Account;
+use account::PLACE;
 
 /// Whom to measure beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,11 +64,7 @@ pub(crate) fn run(Peer::Linux: Peer, bless: bool) -> Result<u8> {
 
 /// The documentation's section says what the baseline and the peer's account say, whichever was written last.
 pub(crate) fn document(account: &Account, baseline: &Baseline) -> Result<()> {
-    let path = image::workspace().join("docs/performance.md");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let text = baseline::inserted(&text, PLACE, &account.section(baseline)?)
-        .with_context(|| format!("{}", path.display()))?;
-    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    baseline::document(PLACE, &account.section(baseline)?)
 }
 
 /// Runs a tool of the host to its end; what it printed, if all is well.

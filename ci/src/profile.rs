@@ -13,12 +13,13 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use inferno::flamegraph;
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::hang;
 use crate::image;
 use crate::process::NoteSignals;
 use crate::qemu::{Accel, Direction};
-use crate::recording;
+use crate::recording::{self, Recorded};
 use crate::report::Verdict;
 use crate::run::Guest;
 use crate::symbols::Symbols;
@@ -83,44 +84,57 @@ type Stacks = BTreeMap<String, u64>;
 
 /// Takes a profile, prints its table and writes the picture.
 pub(crate) fn run(plan: &Plan) -> Result<u8> {
-    let mut target = plan.target()?;
-    let folder = tempfile::tempdir().context("a folder for the recording")?;
-    let Some(recorded) = recording::make(&mut target, folder.path(), Direction::PlayInPieces, TIMEOUT)?
-    else {
-        return Ok(Verdict::Interrupted.exit_status());
-    };
-    let Some(stacks) = sample(&target, plan, recorded.instructions)? else {
-        return Ok(Verdict::Interrupted.exit_status());
-    };
+    let Some(run) = Recording::make(plan)? else { return Ok(Verdict::Interrupted.exit_status()) };
+    let Some(stacks) = run.sample(plan)? else { return Ok(Verdict::Interrupted.exit_status()) };
     let samples: u64 = stacks.values().sum();
-    ensure!(samples > 0, "no sample between instruction {} and {}", plan.first, recorded.instructions);
+    ensure!(samples > 0, "no sample between instruction {} and {}", plan.first, run.instructions);
     print!("{}", table(&stacks));
-    println!("{samples} samples, each {} instructions, of {} executed", plan.every, recorded.instructions);
+    println!("{samples} samples, each {} instructions, of {} executed", plan.every, run.instructions);
     let (picture, folded) = write(&stacks, &image::target_dir().join("profile"))?;
     println!("flame graph: {}\nstacks: {}", picture.display(), folded.display());
     Ok(0)
 }
 
-/// Plays the run, and looks where it is each time. Nothing when a signal asked for an end.
-fn sample(target: &Target, plan: &Plan, end: u64) -> Result<Option<Stacks>> {
-    let signals = NoteSignals::start();
-    let mut guest = Guest::start(&target.qemu, &target.machine, None)?;
-    let mut stacks = Stacks::new();
-    let mut names = BTreeMap::new();
-    let (qmp, memory) = guest.parts();
-    let memory = memory.context("the guest's memory is no file here")?;
-    qmp.negotiate()?;
-    for at in (plan.first.max(plan.every)..end).step_by(usize::try_from(plan.every)?) {
-        if signals.interrupted() {
-            return Ok(None);
-        }
-        qmp.command("replay-break", &json!({ "icount": at }))?;
-        qmp.command("cont", &json!({}))?;
-        qmp.await_event("STOP").with_context(|| format!("playing up to instruction {at}"))?;
-        let stack = hang::stack(qmp, memory)?;
-        *stacks.entry(folded(&stack, &target.symbols, &mut names)).or_default() += 1;
+/// A recorded run.
+struct Recording {
+    target: Target,
+    instructions: u64,
+    /// Where it is, until the last use.
+    _folder: TempDir,
+}
+
+impl Recording {
+    /// Nothing when a signal asked for an end.
+    fn make(plan: &Plan) -> Result<Option<Self>> {
+        let mut target = plan.target()?;
+        let folder = tempfile::tempdir().context("a folder for the recording")?;
+        let recorded = recording::make(&mut target, folder.path(), Direction::PlayInPieces, TIMEOUT)?;
+        let of = |recorded: Recorded| Self { target, instructions: recorded.instructions, _folder: folder };
+        Ok(recorded.map(of))
     }
-    Ok(Some(stacks))
+
+    /// Plays the run, and looks where it is each time. Nothing when a signal asked for an end.
+    fn sample(&self, plan: &Plan) -> Result<Option<Stacks>> {
+        let target = &self.target;
+        let signals = NoteSignals::start();
+        let mut guest = Guest::start(&target.qemu, &target.machine, None)?;
+        let mut stacks = Stacks::new();
+        let mut names = BTreeMap::new();
+        let (qmp, memory) = guest.parts();
+        let memory = memory.context("the guest's memory is no file here")?;
+        qmp.negotiate()?;
+        for at in (plan.first.max(plan.every)..self.instructions).step_by(usize::try_from(plan.every)?) {
+            if signals.interrupted() {
+                return Ok(None);
+            }
+            qmp.command("replay-break", &json!({ "icount": at }))?;
+            qmp.command("cont", &json!({}))?;
+            qmp.await_event("STOP").with_context(|| format!("playing up to instruction {at}"))?;
+            let stack = hang::stack(qmp, memory)?;
+            *stacks.entry(folded(&stack, &target.symbols, &mut names)).or_default() += 1;
+        }
+        Ok(Some(stacks))
+    }
 }
 
 /// The functions of a stack, inlined ones, too; what is known of each address is kept in `names`.
@@ -216,15 +230,8 @@ fn write(stacks: &Stacks, folder: &Path) -> Result<(PathBuf, PathBuf)> {
 /// Whether a profile tells where a run was: of a run of some self-tests, in the kernel, in functions that have names, and in what was run.
 pub(crate) fn check() -> Result<u8> {
     let plan = Plan::of_tests("waits::", 100_003);
-    let mut target = plan.target()?;
-    let folder = tempfile::tempdir().context("a folder for the recording")?;
-    let Some(recorded) = recording::make(&mut target, folder.path(), Direction::PlayInPieces, TIMEOUT)?
-    else {
-        return Ok(Verdict::Interrupted.exit_status());
-    };
-    let once = sample(&target, &plan, recorded.instructions)?;
-    let again = sample(&target, &plan, recorded.instructions)?;
-    let (Some(once), Some(again)) = (once, again) else {
+    let Some(run) = Recording::make(&plan)? else { return Ok(Verdict::Interrupted.exit_status()) };
+    let (Some(once), Some(again)) = (run.sample(&plan)?, run.sample(&plan)?) else {
         return Ok(Verdict::Interrupted.exit_status());
     };
     print!("{}", table(&once));
@@ -232,11 +239,11 @@ pub(crate) fn check() -> Result<u8> {
         once.iter().filter(|(stack, _)| stack.contains(text)).map(|(_, count)| count).sum::<u64>()
     };
     let total: u64 = once.values().sum();
-    ensure!(total >= 100, "{total} samples of {} instructions", recorded.instructions);
+    ensure!(total >= 100, "{total} samples of {} instructions", run.instructions);
     ensure!(with("selftest::waits::") > 0, "the tests that ran are not in their profile");
     ensure!(with("(no symbol") == 0, "{} samples in code without a name", with("(no symbol"));
     ensure!(once == again, "two profiles of one run differ");
-    println!("{total} samples of {} instructions, twice the same", recorded.instructions);
+    println!("{total} samples of {} instructions, twice the same", run.instructions);
     Ok(0)
 }
 

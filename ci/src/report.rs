@@ -6,9 +6,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 
+use crate::baseline;
 use crate::guest::{Interrupts, Operation, Outcome, Stop, Test, Transcript};
 use crate::run::{End, Run};
 use crate::symbols::Symbols;
@@ -325,8 +326,7 @@ pub(crate) fn write_json(
         interrupts: &run.transcript.interrupts,
         stops: &run.transcript.stops,
     };
-    let text = serde_json::to_string_pretty(&record)?;
-    std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))
+    baseline::write_json(path, &record)
 }
 
 #[cfg(test)]

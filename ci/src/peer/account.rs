@@ -64,7 +64,7 @@ impl Account {
 
     /// Makes this the one in the tree.
     pub(super) fn store(&self) -> Result<()> {
-        write(&stored_at(), self)
+        baseline::write_json(&stored_at(), self)
     }
 
     /// The table, of both columns and what is to be said beside them.
@@ -121,7 +121,7 @@ impl Account {
                 note: pair.note,
             })
             .collect();
-        write(path, &serde_json::json!({ "peer": self, "pairs": lines }))
+        baseline::write_json(path, &serde_json::json!({ "peer": self, "pairs": lines }))
     }
 
     /// The pairs with their medians. None may be missing.
@@ -136,11 +136,6 @@ impl Account {
 
 fn stored_at() -> PathBuf {
     image::workspace().join("tests/peer/linux.json")
-}
-
-fn write(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)? + "\n";
-    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]
