@@ -34,6 +34,11 @@ const SCALING_PERCENT: u64 = 10;
 /// Rows that go by the machine's lists of free pages: blocks are split and merged there as their neighbours happen to be free.
 const SHARED: &[&str] = &["memory::page_by_40"];
 
+/// Two rows of one operation, the second beside so many things that its number must not matter: they differ by this at most, in percent
+/// of the first.
+const ALIKE_PERCENT: u64 = 10;
+const ALIKE: &[(&str, &str)] = &[("timer::set_cancel", "timer::set_cancel_with_10000_armed")];
+
 /// Two lines of docs/performance.md, between which a command writes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
@@ -126,6 +131,8 @@ pub(crate) enum Finding {
     Grew { row: String, from: Counts, to: Counts },
     /// More work for an operation where more processors do it.
     Scales { row: String, alone: u64, together: u64 },
+    /// The number of other things has a part in what the operation takes.
+    Differs { row: String, few: u64, many: u64 },
     /// Not in the baseline.
     New(String),
     /// In the baseline, but not measured.
@@ -146,6 +153,10 @@ impl fmt::Display for Finding {
             Self::Scales { row, alone, together } => write!(
                 f,
                 "{row}: {alone} instructions alone, {together} where eight processors do it: more than {SCALING_PERCENT} %"
+            ),
+            Self::Differs { row, few, many } => write!(
+                f,
+                "{row}: {many} instructions, {few} with few others: more than {ALIKE_PERCENT} % apart"
             ),
             Self::New(row) => write!(f, "{row}: not in the baseline"),
             Self::Missing(row) => write!(f, "{row}: in the baseline, but not measured"),
@@ -171,6 +182,7 @@ pub(crate) fn compare(rows: &[Row], baseline: &Baseline) -> Vec<Finding> {
         }
     }
     findings.extend(rows.iter().filter_map(|row| scales(row, rows)));
+    findings.extend(ALIKE.iter().filter_map(|names| differs(names, rows)));
     let gone = baseline.keys().filter(|name| !seen.contains_key(name.as_str()));
     findings.extend(gone.cloned().map(Finding::Missing));
     findings
@@ -183,6 +195,13 @@ fn scales(one: &Row, rows: &[Row]) -> Option<Finding> {
     let (alone, together) = (one.counts.median, eight.counts.median);
     let row = name.to_owned();
     (together * 100 > alone * (100 + SCALING_PERCENT)).then_some(Finding::Scales { row, alone, together })
+}
+
+/// Compares two rows that are to be alike, where both were measured.
+fn differs(&(few, many): &(&str, &str), rows: &[Row]) -> Option<Finding> {
+    let median = |name| rows.iter().find(|row| row.name == name).map(|row| row.counts.median);
+    let (few, row, many) = (median(few)?, many.to_owned(), median(many)?);
+    (few.abs_diff(many) * 100 > few * ALIKE_PERCENT).then_some(Finding::Differs { row, few, many })
 }
 
 fn exceeds(row: &Row) -> Option<Finding> {
@@ -410,6 +429,30 @@ mod tests {
         assert_eq!(found("a", 100, 110), []);
         assert_eq!(found("a", 100, 111), [Finding::Scales { row: "a".into(), alone: 100, together: 111 }]);
         assert_eq!(found(SHARED[0], 100, 120), []);
+    }
+
+    #[test]
+    fn what_takes_other_than_with_few_others_is_found() {
+        let (few_name, many_name) = ALIKE[0];
+        let found = |few, many| {
+            let rows = [measured(few_name, few, 200, None), measured(many_name, many, 200, None)];
+            compare(&rows, &of(&rows))
+        };
+        let differs = |few, many| [Finding::Differs { row: many_name.into(), few, many }];
+        assert_eq!((found(100, 110), found(100, 90)), (vec![], vec![]));
+        assert_eq!(found(100, 111), differs(100, 111));
+        assert_eq!(found(100, 89), differs(100, 89));
+    }
+
+    /// A relation of rows that don't exist would hold for ever.
+    #[test]
+    fn rows_that_are_to_be_alike_exist() {
+        let path = crate::image::workspace().join("tests/bench/baseline.json");
+        let text = std::fs::read_to_string(path).expect("in the tree");
+        let baseline: Baseline = serde_json::from_str(&text).expect("a baseline");
+        for (few, many) in ALIKE {
+            assert!(baseline.contains_key(*few) && baseline.contains_key(*many), "{few}, {many}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What the compiler makes of the operations that are only worth their name if they are a few given instructions.
 //!
 //! The bench image's rows are functions whose operation stands between two RDTSCs (tests/bench/src/measure.rs). Here they are
-//! found by name and disassembled, and what is between is counted by kind.
+//! found by name and disassembled, and what is between is counted by kind. In the rows that tell the time, or set a timer by it, the
+//! operation has an RDTSC of its own, which must come right behind an LFENCE (kernel/src/ke/clock.rs): what no emulator shows.
 
 use std::path::Path;
 
@@ -34,6 +35,14 @@ const RULES: &[(&str, Kinds)] = &[
     ("bench::locks::spin_at_dispatch", Kinds { cr8_writes: 0, locked: 1, memory: 2, branches: 1 }),
 ];
 
+/// Rows whose operation reads the time, once and in order.
+const ORDERED: &[&str] = &[
+    "bench::time::interrupt_time",
+    "bench::time::system_time",
+    "bench::time::performance_counter",
+    "bench::time::set_cancel",
+];
+
 /// Disassembles the rows; status 1 if one is not as it must be.
 pub(crate) fn check() -> Result<u8> {
     let path = image::build(image::BENCH)?;
@@ -41,18 +50,32 @@ pub(crate) fn check() -> Result<u8> {
     for &(name, wanted) in RULES {
         let code = function(&path, name)?;
         let found = operation(&code).map(|operation| kinds(&operation));
-        match found {
-            Some(found) if found == wanted => println!("ok   {name}: {found:?}"),
-            _ => {
-                failed += 1;
-                println!("FAIL {name}: {found:?} instead of {wanted:?}");
-                for instruction in &code {
-                    println!("       {:#x}  {:?}", instruction.ip(), instruction.code());
-                }
-            }
+        if found == Some(wanted) {
+            println!("ok   {name}: {wanted:?}");
+        } else {
+            failed += 1;
+            println!("FAIL {name}: {found:?} instead of {wanted:?}");
+            show(&code);
+        }
+    }
+    for &name in ORDERED {
+        let code = function(&path, name)?;
+        let found = fences(&code);
+        if found == [true] {
+            println!("ok   {name}: LFENCE, RDTSC");
+        } else {
+            failed += 1;
+            println!("FAIL {name}: readings of the time behind an LFENCE: {found:?} instead of one that is");
+            show(&code);
         }
     }
     Ok(u8::from(failed > 0))
+}
+
+fn show(code: &[Instruction]) {
+    for instruction in code {
+        println!("       {:#x}  {:?}", instruction.ip(), instruction.code());
+    }
 }
 
 /// The instructions of the function `name` in the image at `path`.
@@ -76,10 +99,24 @@ fn operation(code: &[Instruction]) -> Option<Vec<Instruction>> {
     let mut parts = code.split(|instruction| instruction.mnemonic() == Mnemonic::Rdtsc).skip(1);
     let (first, _second) = (parts.next()?, parts.next()?);
     let (store, operation) = first.split_first()?;
-    let stores = store.mnemonic() == Mnemonic::Mov
-        && store.op0_kind() == OpKind::Memory
-        && store.op1_register() == Register::EAX;
-    stores.then(|| operation.to_vec())
+    stores_reading(store).then(|| operation.to_vec())
+}
+
+/// Is it what the bench has behind each of its own RDTSCs?
+fn stores_reading(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op0_kind() == OpKind::Memory
+        && instruction.op1_register() == Register::EAX
+}
+
+/// For each RDTSC that isn't the bench's: does it come right behind an LFENCE?
+fn fences(code: &[Instruction]) -> Vec<bool> {
+    let is = |at: usize, mnemonic| code.get(at).is_some_and(|it| it.mnemonic() == mnemonic);
+    let readings = (0..code.len()).filter(|&at| is(at, Mnemonic::Rdtsc));
+    readings
+        .filter(|at| !code.get(at + 1).is_some_and(stores_reading))
+        .map(|at| at.checked_sub(1).is_some_and(|before| is(before, Mnemonic::Lfence)))
+        .collect()
 }
 
 fn kinds(code: &[Instruction]) -> Kinds {
@@ -193,6 +230,20 @@ mod tests {
         assert!(operation(&disassembled(READ, 0)).is_none());
         assert!(operation(&disassembled(&[0x0F, 0x31, 0x90, 0x0F, 0x31], 0)).is_none());
         assert!(operation(&[]).is_none());
+    }
+
+    #[test]
+    fn a_reading_without_a_fence_is_told() {
+        const LFENCE: &[u8] = &[0x0F, 0xAE, 0xE8];
+        // rdtsc; shl rdx, 32
+        const QUERY: &[u8] = &[0x0F, 0x31, 0x48, 0xC1, 0xE2, 0x20];
+        let found = |parts: &[&[u8]]| fences(&disassembled(&[&[READ], parts, &[READ]].concat().concat(), 0));
+        assert_eq!(found(&[]), [false; 0]);
+        assert_eq!(found(&[LFENCE, QUERY]), [true]);
+        assert_eq!(found(&[QUERY]), [false]);
+        assert_eq!(found(&[LFENCE, &[0x90], QUERY]), [false], "something in between");
+        assert_eq!(found(&[LFENCE, QUERY, QUERY]), [true, false]);
+        assert_eq!(fences(&disassembled(QUERY, 0)), [false], "nothing in front");
     }
 
     #[test]

@@ -18,11 +18,21 @@ pub fn spin_hint() {
     core::hint::spin_loop();
 }
 
-/// The time-stamp counter, not ordered against surrounding loads.
+/// The time-stamp counter, not ordered against surrounding loads: for what is compared with readings of the same processor.
 #[inline(always)]
 pub fn timestamp() -> u64 {
     // SAFETY: RDTSC is present on every x86-64 processor and CR4.TSD is clear.
     unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// The time-stamp counter, read after every load in front of this (SDM, "RDTSC"). So it isn't behind a reading that another processor has
+/// handed over, which was loaded before.
+#[inline(always)]
+pub fn ordered_timestamp() -> u64 {
+    let (low, high): (u64, u64);
+    // SAFETY: as above; LFENCE belongs to SSE2. Not `nomem`: the compiler keeps loads in front, too.
+    unsafe { asm!("lfence", "rdtsc", out("rax") low, out("rdx") high, options(nostack, preserves_flags)) };
+    high << 32 | low
 }
 
 /// Whether IF is set.

@@ -82,6 +82,9 @@ pub(super) const CRASHES: &[Crash] = &[
     // No DPC is slow, but the processor never comes below DISPATCH again.
     crash("endless_dpcs", 1, WATCHDOG, [Is(1), Any, Is(500), In("queues_itself")])
         .with(&["dpc_timeout=200", "dpc_watchdog=500"]),
+    // Each stay ends, but a thread that gets to run between them begins the next one.
+    crash("endless_stays", 1, WATCHDOG, [Is(1), Any, Is(400), In("takes_its_time")])
+        .with(&["dpc_watchdog=400"]),
     // A thread that never comes down from DISPATCH, on a processor that nobody else has work for: the clock's owner, another
     // one, has it looked at.
     crash("stuck_raised", 2, WATCHDOG, [Is(1), Any, Is(400), In("stays_raised")]).with(&["dpc_watchdog=400"]),

@@ -6,9 +6,15 @@
 //! 15.6 ms old.
 //!
 //! IRQL:     any.
-//! Ordering: the rates are written once by the boot processor before others run; Relaxed loads see zero or them. The offset
+//! Ordering: a processor may read its TSC before loads that stand in front. So whoever got a time from another processor, or the lock
+//!           under which that published one, could read an earlier one. All that is told as a time, here and in the shared page, and what
+//!           timers are set by, is read behind an LFENCE. The other side needs none: a time can't be stored before it was read.
+//!           What a processor compares with its own readings alone (quanta, the checked build's stays, the trace) has no fence.
+//!           The rates are written once by the boot processor before others run; Relaxed loads see zero or them. The offset
 //!           is one word, so no reader gets a torn time.
-//! Sources:  WDK, `KeQueryInterruptTimePrecise`, `KeQuerySystemTimePrecise`, `KeQueryPerformanceCounter`, `KeQueryTickCount`.
+//! Tests:    selftest `clock::*`; step `codegen` (each query's LFENCE); mutant `time_read_without_a_fence`.
+//! Sources:  WDK, `KeQueryInterruptTimePrecise`, `KeQuerySystemTimePrecise`, `KeQueryPerformanceCounter`, `KeQueryTickCount`;
+//!           SDM vol. 2, "RDTSC".
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -93,7 +99,7 @@ pub fn since_start() -> u64 {
 #[doc(alias = "KeQueryInterruptTimePrecise")]
 #[inline(always)]
 pub fn interrupt_time_precise() -> u64 {
-    units(arch::cpu::timestamp().wrapping_sub(START.load(Ordering::Relaxed)))
+    units(arch::cpu::ordered_timestamp().wrapping_sub(START.load(Ordering::Relaxed)))
 }
 
 /// 100 ns since the image started, as the shared page has it.
@@ -131,7 +137,7 @@ pub fn time_increment() -> u32 {
 #[doc(alias = "KeQueryPerformanceCounter")]
 #[inline(always)]
 pub fn performance_counter() -> u64 {
-    arch::cpu::timestamp()
+    arch::cpu::ordered_timestamp()
 }
 
 /// Counts per second of [`performance_counter`].
@@ -205,7 +211,7 @@ pub(super) unsafe fn disarm() {
 /// Spins for at least `microseconds`.
 #[doc(alias = "KeStallExecutionProcessor")]
 pub fn stall(microseconds: u64) {
-    let start = arch::cpu::timestamp();
+    let start = arch::cpu::ordered_timestamp();
     let ticks = (u128::from(microseconds) * u128::from(tsc_hz())).div_ceil(1_000_000) as u64;
     while arch::cpu::timestamp().wrapping_sub(start) < ticks {
         arch::cpu::spin_hint();

@@ -173,7 +173,7 @@ fn as_writer<R>(f: impl FnOnce(&SharedData) -> R) -> Option<R> {
 /// Returns the interrupt time that it wrote.
 #[inline(always)]
 fn write(page: &SharedData) -> u64 {
-    // Read under the lock, so that no writer publishes an older time than the one before it.
+    // Read under the lock, and ordered behind its acquisition (clock.rs), so that no writer publishes an older time than the one before it.
     let now = clock::interrupt_time_precise();
     page.interrupt_time.write(now);
     page.system_time.write(clock::to_system_time(now));

@@ -7,7 +7,8 @@
 //!                `next_due`, the least of `owner_due`, `dpc_due`, `watchdog_due` and `quantum_due`.
 //!             I2 a timer table's `earliest` is at least `armed`, or a DISPATCH look is ahead that compares them (timer/mod.rs).
 //!             I3 this processor owns the clock => `owner_due` is a time at most [`UPDATE`] ahead.
-//!             I4 a DPC runs => `watchdog_due` is at most a limit ahead (or there is no limit).
+//!             I4 a DPC runs => `watchdog_due` is at most a limit ahead (or there is no limit): the retire loop sees to it, and from
+//!                then on each look does (watchdog.rs, I1).
 //! Not as NT:  one clock period for everybody does not exist; a processor that nothing is due on is not interrupted.
 //! Tests:      selftest `clock::*`, `timers::*`, crash `slow_dpc`, `stuck_raised`; tests/models/tests/clock_owner.rs, tests/models/tests/timer.rs (I2).
 //! Sources:    SDM vol. 3, "APIC Timer", "TSC-Deadline Mode"; WDK, bug check 0x133.
@@ -416,6 +417,13 @@ pub fn armed_for_update(at: &mut Irql<High>) -> Option<u64> {
 pub fn armed_for_dpcs(at: &mut Irql<High>) -> (u64, u64) {
     let (here, _) = Prcb::here(at);
     (get(&here.tick.dpc_due), here.tick.armed())
+}
+
+/// When this processor's timer table wants it to look (interrupt time, 100 ns), and what its clock is programmed for. At HIGH, so that both
+/// are of the same moment.
+pub fn armed_for_timers(at: &mut Irql<High>) -> (u64, u64) {
+    let (here, _) = Prcb::here(at);
+    (here.timers.earliest(), here.tick.armed())
 }
 
 /// Is a look of the watchdog ahead here? There is for two limits after the last work of DISPATCH. Else only the clock's owner has a reason

@@ -2,13 +2,18 @@
 //!
 //! Owns:       the limits, and what of a processor's past it takes to judge its present. Not: when it looks (tick.rs).
 //! IRQL:       any; [`Watch`] by its own processor with interrupts off or at CLOCK, so plain loads and stores do.
-//! What it sees: a DPC under way is exact (dpc.rs notes each). Lowering CR8 leaves no trace, so for code that is at or above
-//!             DISPATCH without a DPC it takes samples: the first that finds it so has others taken every `SAMPLE`, and a
-//!             time with nothing else in them is a stay. First samples are taken where the clock's owner updates the time,
-//!             and of each other busy processor four times a limit, by an interrupt that the owner sends.
+//! What it sees: a DPC under way, and the stay of the retire loop that it is in, are exact (dpc.rs notes each). Lowering CR8 leaves no
+//!             trace, and stays that follow each other with next to no time for threads in between keep a processor as well as
+//!             one that doesn't end. So there are samples, as on NT, whose limit is for a sequence: the first look that finds
+//!             the processor at or above DISPATCH, in a DPC or not, has others taken every `SAMPLE`, and a time with nothing
+//!             else in them counts as a stay. The first that finds it lower ends that. First looks are those at DPCs, those
+//!             where the clock's owner updates the time, and of each other busy processor four a limit, by an interrupt that
+//!             the owner sends.
+//! Invariants: I1 what a look finds raised, or in a DPC, has another look ahead (unless there is no limit). So no stay is left alone
+//!             between its beginning, which sees that a look is ahead, and its first DPC.
 //! Not as NT:  no tick counts for this: a busy processor without one is interrupted four times in two minutes.
-//! Tests:      the unit tests below; crash `slow_dpc`, `endless_dpcs`, `stuck_raised`, `debugged_dpc`.
-//! Sources:    WDK, "Bug Check 0x133: DPC_WATCHDOG_VIOLATION".
+//! Tests:      the unit tests below; crash `slow_dpc`, `endless_dpcs`, `endless_stays`, `stuck_raised`, `debugged_dpc`.
+//! Sources:    WDK, "Bug Check 0x133: DPC_WATCHDOG_VIOLATION", KDPC_WATCHDOG_INFORMATION (DpcWatchdogLimit).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,7 +117,7 @@ pub struct Watch {
     stay_since: AtomicU64,
     /// Looks in a row that saw nothing.
     quiet: AtomicU64,
-    /// The first and the last of the samples in a row that found the processor raised, without a DPC; or [`NEVER`].
+    /// The first and the last of the samples in a row that found the processor raised, in a DPC or not; or [`NEVER`].
     raised_since: AtomicU64,
     raised_last: AtomicU64,
 }
@@ -158,9 +163,8 @@ impl Watch {
             // this, though none may have ended in between.
             set(&self.stay_since, now);
             let sample = self.sample(sight.raised, limits, now)?;
-            return Ok(self.see_nothing(sight.stay_ended, limits, now).min(sample));
+            return Ok(self.see_nothing(sight.stay_ended || sight.raised, limits, now).min(sample));
         };
-        set(&self.raised_since, NEVER);
         set(&self.quiet, 0);
         if seen.new_dpc {
             set(&self.dpc_since, now);
@@ -171,18 +175,19 @@ impl Watch {
         let (dpc_since, stay_since) = (get(&self.dpc_since), get(&self.stay_since));
         within(0, dpc_since, limits.single, now)?;
         within(1, stay_since, limits.total, now)?;
-        Ok(dpc_since.saturating_add(limits.single).min(stay_since.saturating_add(limits.total)))
+        let sample = self.sample(true, limits, now)?;
+        Ok(dpc_since.saturating_add(limits.single).min(stay_since.saturating_add(limits.total)).min(sample))
     }
 
-    /// No DPC is under way: none was since the last look, or one is about to begin. Another look tells; after two in a row without
-    /// anything, the next stay begins the watch anew.
-    fn see_nothing(&self, stay_ended: bool, limits: Limits, now: u64) -> u64 {
-        let quiet = if stay_ended { 0 } else { get(&self.quiet) + 1 };
+    /// No DPC is under way. If the processor is raised, one may be about to begin; another look tells. After two in a row that found
+    /// neither that nor a stay that has ended, the next stay begins the watch anew.
+    fn see_nothing(&self, something: bool, limits: Limits, now: u64) -> u64 {
+        let quiet = if something { 0 } else { get(&self.quiet) + 1 };
         set(&self.quiet, quiet);
         if quiet < 2 { now.saturating_add(limits.least()) } else { NEVER }
     }
 
-    /// Is the processor raised, without a DPC, and for how long has it been found so? When to take the next sample.
+    /// Is the processor raised, and for how long has it been found so? When to take the next sample.
     fn sample(&self, raised: bool, limits: Limits, now: u64) -> Result<u64, Violation> {
         if !raised || limits.total == NEVER {
             set(&self.raised_since, NEVER);
@@ -246,10 +251,44 @@ mod tests {
         let first = watch.begin(LIMITS, 0);
         let (found, violation) = until_found(&watch, dpc(true, false), first);
         assert_eq!((found, violation.kind, violation.elapsed), (LIMITS.total, 1, 5_000));
-        // Stays that end are none.
+        // Stays that end are none, if a sample finds time between them.
         let mut now = watch.begin(LIMITS, 0);
-        for _ in 0..100 {
-            now = watch.look(dpc(true, true), LIMITS, now).unwrap();
+        for look in 0..1_000 {
+            let sight = if look % 300 == 299 { NOTHING } else { dpc(true, true) };
+            now = watch.look(sight, LIMITS, now).unwrap();
+        }
+        assert!(now > 3 * LIMITS.total);
+    }
+
+    /// A thread that queues a DPC whenever it gets to run: each look finds a new stay, and no sample the thread.
+    #[test]
+    fn stays_with_no_time_between_them_are_found_as_one() {
+        let watch = Watch::new();
+        let first = watch.begin(LIMITS, 0);
+        let (found, violation) = until_found(&watch, dpc(true, true), first);
+        assert!((LIMITS.total..LIMITS.total + SAMPLE).contains(&(found - first)), "{found}");
+        assert_eq!((violation.kind, violation.limit), (1, 5_000));
+        // The same where some samples find it raised between two DPCs.
+        let watch = Watch::new();
+        let mut now = watch.begin(LIMITS, 0);
+        let mut sights = [RAISED, dpc(true, true)].into_iter().cycle();
+        while let Ok(next) = watch.look(sights.next().unwrap(), LIMITS, now) {
+            now = next;
+            assert!(now < 2 * LIMITS.total);
+        }
+    }
+
+    /// A retire loop sees that a look is ahead and begins a DPC; in between comes that look, the second in a row that meets none.
+    #[test]
+    fn a_look_right_before_the_first_dpc_of_a_stay_has_another_ahead() {
+        let single = Limits { total: NEVER, ..LIMITS };
+        let total = Limits { single: NEVER, ..LIMITS };
+        for limits in [LIMITS, single, total] {
+            let watch = Watch::new();
+            let mut now = watch.begin(limits, 0);
+            now = watch.look(NOTHING, limits, now).unwrap();
+            let next = watch.look(RAISED, limits, now).unwrap();
+            assert!(next <= now + limits.least(), "{limits:?}: {next}");
         }
     }
 
@@ -263,7 +302,7 @@ mod tests {
             now = watch.look(between, LIMITS, now).unwrap();
         }
         watch.look(Sight { raised: true, ..between }, LIMITS, now).unwrap();
-        assert_eq!(watch.look(dpc(true, false), LIMITS, now + 1), Ok(now + 1 + LIMITS.single));
+        assert_eq!(watch.look(dpc(true, false), LIMITS, now + 1), Ok(now + 1 + SAMPLE));
         // And if it doesn't end, it is found.
         let (found, violation) = until_found(&watch, dpc(true, false), now + 1);
         assert_eq!((found, violation.kind), (now + LIMITS.total, 1));
@@ -286,12 +325,12 @@ mod tests {
             let sight = if lower { NOTHING } else { RAISED };
             assert!(watch.look(sight, LIMITS, now).is_ok(), "at {now}");
         }
-        // A DPC does, too, and so does a long time without any.
+        // A long time without any does, too.
         let watch = Watch::new();
-        let begun = watch.look(RAISED, LIMITS, 0).unwrap();
-        assert!(watch.look(dpc(true, true), LIMITS, begun).is_ok());
+        assert!(watch.look(RAISED, LIMITS, 0).is_ok());
         assert!(watch.look(RAISED, LIMITS, LIMITS.total).is_ok());
-        assert!(watch.look(RAISED, LIMITS, LIMITS.total + LIMITS.total).is_ok());
+        assert!(watch.look(dpc(true, true), LIMITS, 2 * LIMITS.total).is_ok());
+        assert!(watch.look(RAISED, LIMITS, 3 * LIMITS.total).is_ok());
     }
 
     #[test]

@@ -18,6 +18,9 @@ const ROWS: &[Row] = &[
     passive("time::interrupt_time_precise", interrupt_time).at_most(25),
     passive("time::system_time_precise", system_time).at_most(25),
     passive("time::performance_counter", performance_counter).at_most(25),
+    passive("time::interrupt_time", interrupt_time_of_the_page).at_most(25),
+    passive("time::system_time", system_time_of_the_page).at_most(25),
+    passive("time::tick_count", tick_count).at_most(25),
     passive("timer::set_cancel", set_cancel).at_most(100),
     passive("timer::set_cancel_with_10000_armed", set_cancel_armed).at_most(100),
     passive("timer::clock_interrupt_to_dpc", clock_to_dpc).clocked().at_most(200),
@@ -51,6 +54,24 @@ fn system_time(at: &mut Irql<Passive>) -> u32 {
 fn performance_counter(at: &mut Irql<Passive>) -> u32 {
     at.check();
     count(|| consume(clock::performance_counter()))
+}
+
+#[inline(never)]
+fn interrupt_time_of_the_page(at: &mut Irql<Passive>) -> u32 {
+    at.check();
+    count(|| consume(clock::interrupt_time()))
+}
+
+#[inline(never)]
+fn system_time_of_the_page(at: &mut Irql<Passive>) -> u32 {
+    at.check();
+    count(|| consume(clock::system_time()))
+}
+
+#[inline(never)]
+fn tick_count(at: &mut Irql<Passive>) -> u32 {
+    at.check();
+    count(|| consume(clock::tick_count()))
 }
 
 #[inline(never)]

@@ -117,6 +117,13 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
             // Busy, as the clock's owner is.
             kernel::ke::clock::stall(30_000_000);
         }
+        "endless_stays" => {
+            static LONG: Dpc = Dpc::new(takes_its_time);
+            // Each is below the limit, and over when this returns.
+            loop {
+                LONG.queue([0; 2], at);
+            }
+        }
         "stuck_raised_alone" => {
             clock::settle(at);
             stays_raised_unwatched(true, at)
@@ -225,6 +232,14 @@ fn stays_raised_unwatched(owns: bool, at: &mut Irql<Passive>) -> ! {
 fn stays_raised(_: &mut Irql<Dispatch>) -> ! {
     loop {
         // No call, so that whatever interrupts this finds it in here.
+        core::hint::spin_loop();
+    }
+}
+
+/// No call, so that whatever interrupts this finds it in here.
+#[inline(never)]
+fn takes_its_time(_: &'static Dpc, _: &mut Irql<Dispatch>, _: [usize; 2]) {
+    for _ in 0..100_000 {
         core::hint::spin_loop();
     }
 }

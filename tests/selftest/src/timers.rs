@@ -6,9 +6,10 @@ use arch::vector;
 use kernel::ke::clock;
 use kernel::ke::dpc::{self, Dpc};
 use kernel::ke::prcb::{self, MAX_PROCESSORS};
+use kernel::ke::tick;
 use kernel::ke::timer::{self, Due, Options, Timer, TimerKind};
 use kernel::ke::wait::delay;
-use sync::irql::{Dispatch, Irql, Passive};
+use sync::irql::{Dispatch, High, Irql, Passive};
 
 use crate::clock::settle;
 use crate::everywhere;
@@ -158,6 +159,35 @@ fn tolerance(at: &mut Irql<Passive>) -> Result {
         TIMER.set(Due::In(MILLISECOND), Options { period_ms: 0, tolerance }, Some(&DPC), at);
         wait(at, 1)?;
         check(LAST.load(Ordering::Relaxed) >= begun + MILLISECOND, "early", tolerance, 0)?;
+    }
+    late_by_its_tolerance_at_most(at)
+}
+
+/// Not when a host lets the clock interrupt, but what it is programmed for: no later than the due time, the tolerance, and what a timer may be
+/// late by anyway. Each until the table has nothing sooner than the timer, which would show nothing.
+fn late_by_its_tolerance_at_most(at: &mut Irql<Passive>) -> Result {
+    const ANYWAY: u64 = 256;
+    for tolerance in [0, 1, 255, 5_000, 40 * MILLISECOND, 300 * MILLISECOND] {
+        let mut rounds = 0;
+        let is_shown = |at: &mut Irql<Dispatch>| {
+            TIMER.set(Due::In(500 * MILLISECOND), Options { period_ms: 0, tolerance }, None, at);
+            let due = TIMER.due();
+            let (table, clock) = tick::armed_for_timers(&mut at.raise::<High>());
+            let in_time = clock::interrupt_time_precise() < due;
+            TIMER.cancel(at);
+            let latest = due + tolerance + ANYWAY;
+            check(table <= latest, "the table is looked at too late", table, latest)?;
+            // What has become due since was interrupted for.
+            check(clock <= table || !in_time, "the clock interrupts too late", clock, table)?;
+            Ok(table >= due && (table > due + ANYWAY || tolerance <= ANYWAY))
+        };
+        // At DISPATCH nothing expires.
+        while !is_shown(&mut at.raise::<Dispatch>())? {
+            rounds += 1;
+            check(rounds < 200, "a timer that something sooner hides", tolerance, rounds)?;
+            // Its end is a look, after which the table doesn't remember the cancelled timer.
+            let _ = delay(Due::In(3 * MILLISECOND), at);
+        }
     }
     Ok(())
 }
