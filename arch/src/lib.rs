@@ -14,6 +14,7 @@
 pub mod frame;
 pub mod msi;
 pub mod redirection;
+pub mod request;
 pub mod service;
 pub mod trace;
 pub mod upcalls;

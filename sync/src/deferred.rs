@@ -12,7 +12,7 @@
 //!             I4 no entry is linked => `pending` counts none; it may still have either flag.
 //! Ordering:   everything but `queue` is under the lock. `queue` := null is a Release and the exchange an Acquire, so that an
 //!             insert into another processor's queue sees the entry as its last run left it.
-//! Tests:      tests/models/tests/deferred.rs (I1–I3: runs once an insert, freed at once, no lost wakeup);
+//! Tests:      tests/models/tests/deferred.rs (I1–I3: runs once an insert, freed at once, no lost wakeup; flush);
 //!             tests/props/tests/dpc_rules.rs (importance, order, interrupts inside each operation).
 //! Sources:    WDK, `KeInsertQueueDpc`, "Organization of DPC Queues".
 
@@ -203,6 +203,20 @@ impl Entry {
     pub fn context(&self) -> *mut c_void {
         self.context
     }
+}
+
+/// The markers of a flush, in the order in which each is queued and waited for, with its kind. When the last has run, every call has finished that
+/// was queued before the first, and every one of a timer that had expired by then.
+///
+/// The second round is for what is queued, ordinary ones first: a threaded marker runs when the retire loop is over that its processor may have
+/// been in. The first is for expiries: a timer leaves its table before its call is in a queue, which is that of the processor that the call is
+/// for by then, maybe one that a single round has behind it. A look at timers comes before the queue's calls, so it is over when a marker
+/// runs.
+pub fn markers<P: Copy>(processors: impl Iterator<Item = P> + Clone) -> impl Iterator<Item = (P, u8)> {
+    let expiries = processors.clone().map(|processor| (processor, Entry::ORDINARY));
+    let queued =
+        processors.flat_map(|processor| [Entry::ORDINARY, Entry::THREADED].map(|kind| (processor, kind)));
+    expiries.chain(queued)
 }
 
 /// One processor's calls of one kind, in the order in which they will run.

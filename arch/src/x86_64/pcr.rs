@@ -5,7 +5,7 @@
 //!             I2 `software` is written only by its own processor, with single instructions, so that an interrupt sees it
 //!                whole and nothing is lost between a read and a write.
 //!             I3 bit `REQUEST_DISPATCH` set => a look with IF=0 is still ahead on this processor, or vector 0x2F is in its
-//!                IRR (bit `SENT_DISPATCH`). Likewise for APC.
+//!                IRR (bit `SENT_DISPATCH`). Likewise for APC. What that takes is decided by [`request`].
 //! Sources:    offsets: WDK `wdm.h`/`ntddk.h` inline readers of GS; SDM vol. 3, "Self IPI Register".
 
 use core::arch::asm;
@@ -14,19 +14,12 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use super::ring::{self, Ring};
 use super::{apic, cpu};
+use crate::request::{self, REQUEST_APC, REQUEST_DISPATCH, SENT_APC, SENT_DISPATCH};
 use crate::vector;
 
 const IA32_GS_BASE: u32 = 0xC000_0101;
 const IA32_KERNEL_GS_BASE: u32 = 0xC000_0102;
 
-/// DPCs, quantum end or a standby thread wait for DISPATCH level.
-pub const REQUEST_DISPATCH: u32 = 1 << 0;
-/// Vector 0x2F was sent and not yet taken.
-pub const SENT_DISPATCH: u32 = 1 << 1;
-/// A kernel APC may be deliverable.
-pub const REQUEST_APC: u32 = 1 << 2;
-/// Vector 0x1F was sent and not yet taken.
-pub const SENT_APC: u32 = 1 << 3;
 /// The processor halts, or is about to: the next interrupt calls [`Upcalls::wake`](crate::upcalls::Upcalls::wake) before its
 /// handler.
 pub const IDLE: u32 = 1 << 4;
@@ -306,7 +299,7 @@ pub unsafe fn request_dispatch_at_exit() {
 #[inline(always)]
 fn request_among_others() {
     set_software::<REQUEST_DISPATCH>();
-    if interrupt_depth() == 0 {
+    if request::sends_at_once(interrupt_depth()) {
         send_dispatch();
     }
 }
@@ -314,13 +307,24 @@ fn request_among_others() {
 /// The self-IPI for DISPATCH, unless it is on its way.
 #[cold]
 #[inline(never)]
-pub(super) fn send_dispatch() {
-    send_pending::<REQUEST_DISPATCH, SENT_DISPATCH>(vector::DISPATCH);
+fn send_dispatch() {
+    if request::is_unsent(software(), REQUEST_DISPATCH, SENT_DISPATCH) {
+        send::<SENT_DISPATCH>(vector::DISPATCH);
+    }
 }
 
-/// The self-IPI for APCs, if one is asked for and not on its way.
-pub(super) fn send_apc() {
-    send_pending::<REQUEST_APC, SENT_APC>(vector::APC);
+/// On the way out of the outermost interrupt, which hit code at `interrupted`, IF=0: sends what that level keeps out, and is to be sent.
+/// True: kernel APCs are to be delivered right here.
+#[inline(always)]
+pub(super) fn send_at_exit(interrupted: u8) -> bool {
+    let next = request::at_exit(interrupted, software());
+    if next.sends_dispatch {
+        send::<SENT_DISPATCH>(vector::DISPATCH);
+    }
+    if next.sends_apc {
+        send::<SENT_APC>(vector::APC);
+    }
+    next.delivers_apcs
 }
 
 /// Vector 0x2F arrived, from here or from another processor, which can't write `software` (I2): it is a request by itself.
@@ -362,17 +366,15 @@ pub fn end_idle() -> bool {
 #[inline]
 pub unsafe fn request_apc() {
     set_software::<REQUEST_APC>();
-    if interrupt_depth() == 0 {
-        send_apc();
+    if request::sends_at_once(interrupt_depth()) && request::is_unsent(software(), REQUEST_APC, SENT_APC) {
+        send::<SENT_APC>(vector::APC);
     }
 }
 
-/// Sends the self-IPI for a request unless it is on its way (I3).
+/// Sends the self-IPI of a request (I3).
 #[inline]
-pub(super) fn send_pending<const REQUEST: u32, const SENT: u32>(vector: u8) {
-    if software() & (REQUEST | SENT) == REQUEST {
-        set_software::<SENT>();
-        // SAFETY: both vectors have handlers from the moment that interrupts are enabled.
-        unsafe { apic::send_self(vector) };
-    }
+fn send<const SENT: u32>(vector: u8) {
+    set_software::<SENT>();
+    // SAFETY: both vectors have handlers from the moment that interrupts are enabled.
+    unsafe { apic::send_self(vector) };
 }

@@ -36,13 +36,13 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pcr::{
-    self, GS_COUNTS, GS_DEPTH, GS_DPC_STACK, GS_SOFTWARE, GS_THREAD, GS_USER_SINCE, REQUEST_APC,
-    REQUEST_DISPATCH, THREAD_USER_CYCLES,
+    self, GS_COUNTS, GS_DEPTH, GS_DPC_STACK, GS_SOFTWARE, GS_THREAD, GS_USER_SINCE, THREAD_USER_CYCLES,
 };
 use super::user::clac;
 use super::{cpu, irql};
 pub use crate::frame::{InterruptFrame, Link, TrapFrame, unwind};
 use crate::frame::{from_rbp, from_vector};
+use crate::request::{REQUEST_APC, REQUEST_DISPATCH};
 use crate::service::{InService, Retired};
 use crate::trace::{Kind, event};
 use crate::upcalls::{self, Upcalls};
@@ -460,12 +460,7 @@ extern "sysv64" fn woken(frame: &mut InterruptFrame) {
 /// The rest of step 4, and step 5: something is requested and no other handler is under way here, and it is not DISPATCH work
 /// that can be done at once. IF=0 on entry and exit. True: look again.
 extern "sysv64" fn interrupt_exit(interrupted: u64) -> bool {
-    let interrupted = interrupted as u8;
-    if interrupted >= level::DISPATCH {
-        pcr::send_dispatch();
-    }
-    if interrupted >= level::APC {
-        pcr::send_apc();
+    if !pcr::send_at_exit(interrupted as u8) {
         return false;
     }
     let Some(up) = upcalls::table() else { return false };

@@ -21,7 +21,7 @@ use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use sync::deferred::{Call, Inserted, Queue, Recipient, Urgency};
+use sync::deferred::{Call, Inserted, Queue, Recipient, Urgency, markers};
 use sync::irql::{
     AtOrBelow, Below, Dispatch, DpcQueueLock, Fixed, High, Irql, Level, Passive, TimerTableLock,
 };
@@ -361,7 +361,7 @@ impl<L: DpcLevel> Dpc<L> {
         self.raw.set_importance(importance);
     }
 
-    /// From the next insert on: processor `number`, or the one that inserts.
+    /// From the next insert on, or the next expiry of a timer that is set: processor `number`, or the one that inserts.
     #[doc(alias = "KeSetTargetProcessorDpc")]
     pub fn set_target(&self, number: Option<u32>) {
         self.raw.set_target(number);
@@ -421,26 +421,26 @@ unsafe fn run<L: DpcLevel>(entry: *mut KDpc, context: *mut c_void, first: *mut c
     }
 }
 
-/// Returns when every DPC that was queued before the call, on any processor, has finished.
+/// Returns when every DPC that was queued before the call, on any processor, has finished, and every DPC of a timer that had expired by
+/// then: so who cancelled a timer too late, and flushes, may free its DPC, whatever target it was given meanwhile.
 ///
 /// # Bugchecks
 /// ATTEMPTED_SWITCH_FROM_DPC in a threaded DPC, which would wait for itself.
 ///
-/// A marker is queued behind them on one processor after the other, first among the ordinary ones, then among the threaded.
+/// A marker is queued behind them on one processor after the other, as [`markers`] says.
 #[doc(alias = "KeFlushQueuedDpcs")]
 pub fn flush(at: &mut Irql<Passive>) {
-    for processor in prcb::all().filter(|processor| processor.prcb().state() == prcb::State::Online) {
-        for kind in [KDpc::ORDINARY, KDpc::THREADED] {
-            let done = Event::new(EventKind::Notification, false);
-            let marker = KDpc::new(kind, mark, ptr::from_ref(&done).cast_mut().cast());
-            marker.set_importance(Importance::MediumHigh);
-            marker.set_target(Some(processor.prcb().number()));
-            // SAFETY: 1. marker and event live until `done` is signalled, which the routine does as its last access to either.
-            //         2. `mark` may run at both levels.
-            let queued = unsafe { insert(NonNull::from(&marker), [ptr::null_mut(); 2], at) };
-            debug_assert!(queued, "nobody else has the marker");
-            let _ = wait::for_single(&done, None, at);
-        }
+    let is_online = |processor: &&Processor| processor.prcb().state() == prcb::State::Online;
+    for (processor, kind) in markers(prcb::all().filter(is_online)) {
+        let done = Event::new(EventKind::Notification, false);
+        let marker = KDpc::new(kind, mark, ptr::from_ref(&done).cast_mut().cast());
+        marker.set_importance(Importance::MediumHigh);
+        marker.set_target(Some(processor.prcb().number()));
+        // SAFETY: 1. marker and event live until `done` is signalled, which the routine does as its last access to either.
+        //         2. `mark` may run at both levels.
+        let queued = unsafe { insert(NonNull::from(&marker), [ptr::null_mut(); 2], at) };
+        debug_assert!(queued, "nobody else has the marker");
+        let _ = wait::for_single(&done, None, at);
     }
 }
 

@@ -273,6 +273,6 @@ pub(super) unsafe fn get_unchecked(number: u32) -> &'static Processor {
 }
 
 /// All of them, by number.
-pub fn all() -> impl Iterator<Item = &'static Processor> {
+pub fn all() -> impl Iterator<Item = &'static Processor> + Clone {
     (0..count()).filter_map(get)
 }

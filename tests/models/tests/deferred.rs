@@ -4,6 +4,8 @@
 //! A processor is a thread. Its vector 0x2F is a counter of sends, and the processor looks where it polls it; sending is a
 //! Release and polling an Acquire, which is what `arch::apic::send` promises. Its clock is a flag. When all threads are done,
 //! the interrupts that are still due are taken, and then nothing may be left: a lost request is a call that never ran.
+//! Whether a request of its own is sent, and where, is decided by what ships, `arch::request`; its request word, the count of
+//! handlers, and the order of the steps on the way out of an interrupt are those of `arch::pcr` and `arch::trap`, written again.
 //! Freeing an entry is an access to each of its cells (`Entry`'s drop in a model), and what is put into its place was made by
 //! the thread that freed it; so whoever touches it before or after without an order to that is reported.
 //! What loom can't show, an interrupt inside an insert or a take, is in tests/props/tests/dpc_rules.rs.
@@ -14,11 +16,13 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32 as Count, Ordering::Relaxed};
 
+use arch::level;
+use arch::request::{self, REQUEST_DISPATCH, SENT_DISPATCH};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
 use models::{explore, explore_looks, on_processor};
-use sync::deferred::{Call, Entry, Importance, Inserted, Queue, Urgency};
+use sync::deferred::{Call, Entry, Importance, Inserted, Queue, Urgency, markers};
 use sync::irql::{Dispatch, Irql};
 
 type Token<'a> = &'a mut Irql<Dispatch>;
@@ -95,10 +99,29 @@ impl Deferred {
 struct Processor {
     queue: Queue,
     sent: AtomicU32,
-    /// Its own thread's.
+    /// Its own thread's, from here on.
     taken: Count,
     looks: Count,
     tick: Count,
+    /// The request word, and the handlers under way.
+    word: Count,
+    depth: Count,
+}
+
+impl Processor {
+    /// Its own processor requests the work of DISPATCH: `arch::pcr::request_dispatch`.
+    fn request(&self) {
+        let word = self.word.fetch_or(REQUEST_DISPATCH, Relaxed) | REQUEST_DISPATCH;
+        let depth = self.depth.load(Relaxed);
+        if request::sends_at_once(depth) && request::is_unsent(word, REQUEST_DISPATCH, SENT_DISPATCH) {
+            self.send();
+        }
+    }
+
+    fn send(&self) {
+        self.word.fetch_or(SENT_DISPATCH, Relaxed);
+        self.sent.fetch_add(1, Ordering::Release);
+    }
 }
 
 struct Machine {
@@ -124,12 +147,30 @@ impl Machine {
             Inserted::Already => return false,
             Inserted::Quietly => {}
             Inserted::NeedsTick if arch::cpu::number() as usize == number => there.tick.store(1, Relaxed),
+            Inserted::Request if arch::cpu::number() as usize == number => there.request(),
             Inserted::Request | Inserted::NeedsTick => {
                 there.sent.fetch_add(1, Ordering::Release);
             }
         }
         call.inserted[tag].fetch_add(1, Relaxed);
         true
+    }
+
+    /// An interrupt of processor `number`, whose own it is, hits code at level `interrupted`: its handler, and the way out.
+    fn interrupt(&self, number: usize, interrupted: u8, at: Token, handler: impl FnOnce(Token)) {
+        let here = &self.processors[number];
+        here.depth.fetch_add(1, Relaxed);
+        handler(at);
+        if here.depth.fetch_sub(1, Relaxed) != 1 {
+            return;
+        }
+        if interrupted < level::DISPATCH {
+            while here.word.fetch_and(!REQUEST_DISPATCH, Relaxed) & REQUEST_DISPATCH != 0 {
+                self.retire(number, at, nothing);
+            }
+        } else if request::at_exit(interrupted, here.word.load(Relaxed)).sends_dispatch {
+            here.send();
+        }
     }
 
     /// The same into `queue`, another one of processor `number`.
@@ -161,7 +202,16 @@ impl Machine {
         if sent == here.taken.swap(sent, Relaxed) {
             return;
         }
+        // Its handler, and then its exit.
+        here.word.store(here.word.load(Relaxed) & !(REQUEST_DISPATCH | SENT_DISPATCH), Relaxed);
         here.looks.fetch_add(1, Relaxed);
+        self.retire(number, at, &mut run);
+        behind();
+    }
+
+    /// The retire loop.
+    fn retire(&self, number: usize, at: Token, mut run: impl FnMut(&Deferred, usize, Token)) {
+        let here = &self.processors[number];
         if here.queue.is_pending() {
             while let Some(Call { arguments: [book, tag], .. }) = here.queue.take(at) {
                 // SAFETY: `insert` passed it, and the books live as long as the machine.
@@ -170,7 +220,6 @@ impl Machine {
                 run(call, tag.addr(), at);
             }
         }
-        behind();
     }
 
     /// Processor `number`'s clock interrupts if it is armed.
@@ -367,6 +416,58 @@ fn no_insert_is_lost_against_the_last_look() {
     });
 }
 
+/// What a handler queues whose interrupt hit code at DISPATCH is looked at when that level falls, though its exit can't, and though another
+/// processor's insert relies on the look that this one's is to have.
+#[test]
+fn a_request_of_a_handler_that_hit_dispatch_is_not_lost() {
+    explore(Some(3), || {
+        let machine = Machine::new(2, 2);
+        live(
+            &machine,
+            &[
+                |m, at| {
+                    m.interrupt(0, level::DISPATCH, at, |at| {
+                        m.insert(0, 0, 0, NOW, at);
+                    });
+                    // The level falls.
+                    m.look(0, at, nothing);
+                },
+                |m, at| {
+                    m.insert(0, 1, 0, NOW, at);
+                },
+            ],
+        );
+        machine.settle(nothing);
+    });
+}
+
+/// The same of one that hit another handler: it leaves the look to that one's exit, which does the work or sends the vector.
+#[test]
+fn a_request_of_an_inner_handler_is_the_outer_ones() {
+    const DEVICE: u8 = 5;
+    for interrupted in [level::PASSIVE, level::APC, level::DISPATCH] {
+        explore(Some(3), move || {
+            let machine = Machine::new(2, 2);
+            let other = {
+                let machine = machine.clone();
+                thread::spawn(move || {
+                    on_processor::<Dispatch, _>(1, |at| machine.insert(0, 1, 0, NOW, at));
+                })
+            };
+            on_processor::<Dispatch, _>(0, |at| {
+                machine.interrupt(0, interrupted, at, |at| {
+                    machine.interrupt(0, DEVICE, at, |at| {
+                        machine.insert(0, 0, 0, NOW, at);
+                    });
+                });
+                machine.look(0, at, nothing);
+            });
+            other.join().unwrap();
+            machine.settle(nothing);
+        });
+    }
+}
+
 /// One interrupt for a burst; another only after the processor has looked.
 #[test]
 fn a_remote_burst_is_one_request() {
@@ -540,6 +641,59 @@ fn a_flush_waits_for_ordinary_and_threaded_ones() {
         flusher.join().unwrap();
         machine.settle(nothing);
         assert!(!threaded.is_pending() || wanted.load(Relaxed) == 0);
+    });
+}
+
+/// A timer's DPC is for another processor when it expires than when the timer was set: the expiry, on processor 1, queues it where a flush of one
+/// round may have been. Who finds the timer expired, and flushes, finds the DPC finished. The flush's order is the shipped one, its
+/// ordinary markers alone; a flag is in the place of the timer's own lock, whose release is the expiry's last access to it.
+#[test]
+fn a_flush_waits_for_an_expiry_whose_target_has_changed() {
+    explore_looks(Some(3), 4, || {
+        let markers = || markers(0..2_usize).filter(|&(_, kind)| kind == Entry::ORDINARY);
+        let machine = Machine::new(2, 1 + markers().count());
+        let [expired, done, over]: [Arc<AtomicU32>; 3] = Default::default();
+        let written = Arc::new(loom::cell::UnsafeCell::new(0));
+        let owner = {
+            let (machine, expired, done, over) =
+                (machine.clone(), expired.clone(), done.clone(), over.clone());
+            thread::spawn(move || {
+                on_processor::<Dispatch, _>(1, |at| {
+                    // The retire loop: a look at timers, then the queue.
+                    expired.store(1, Ordering::Release);
+                    machine.insert(0, 0, 0, NOW, at);
+                    while over.load(Ordering::Relaxed) == 0 {
+                        machine.look(1, at, |_, _, _| {
+                            done.fetch_add(1, Ordering::Release);
+                        });
+                        arch::cpu::spin_hint();
+                    }
+                });
+            })
+        };
+        on_processor::<Dispatch, _>(0, |at| {
+            if expired.load(Ordering::Acquire) != 0 {
+                for (nth, (number, _)) in markers().enumerate() {
+                    machine.insert(number, 1 + nth, 0, NOW, at);
+                    while done.load(Ordering::Acquire) as usize <= nth {
+                        machine.look(0, at, |call, _, _| {
+                            if ptr::eq(call, &*machine.calls[0]) {
+                                // SAFETY: what the model checks.
+                                written.with_mut(|value| unsafe { *value += 1 });
+                            } else {
+                                done.fetch_add(1, Ordering::Release);
+                            }
+                        });
+                        arch::cpu::spin_hint();
+                    }
+                }
+                // SAFETY: as above.
+                assert_eq!(written.with(|value| unsafe { *value }), 1, "freed before it has run");
+            }
+            over.store(1, Ordering::Relaxed);
+        });
+        owner.join().unwrap();
+        machine.settle(nothing);
     });
 }
 
