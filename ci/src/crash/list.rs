@@ -29,6 +29,7 @@ const DRIVER_NOT_LESS: Code = (0xD1, "DRIVER_IRQL_NOT_LESS_OR_EQUAL");
 const MANUAL: Code = (0xE2, "MANUALLY_INITIATED_CRASH");
 const STORM: Code = (0xF2, "HARDWARE_INTERRUPT_STORM");
 const EXECUTE: Code = (0xFC, "ATTEMPTED_EXECUTE_OF_NOEXECUTE_MEMORY");
+const SWITCH: Code = (0xB8, "ATTEMPTED_SWITCH_FROM_DPC");
 const WATCHDOG: Code = (0x133, "DPC_WATCHDOG_VIOLATION");
 
 /// Where the self-tests' user pages are.
@@ -108,6 +109,8 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("work_item_left_raised", 1, LEVEL, [Is(15), Is(0), In("work_forgets_a_raise"), Is(6)]),
     crash("thread_left_raised", 1, LEVEL, [Is(15), Is(0), In("thread_forgets_a_raise"), Is(4)]),
     crash("threaded_dpc_left_raised", 1, LEVEL, [Is(15), Is(0), In("threaded_forgets_a_raise"), Is(2)]),
+    // It would wait for itself.
+    crash("flush_in_a_threaded_dpc", 1, SWITCH, [Is(0), Is(0), Is(0), Is(4)]),
     // At the right level, but with interrupts off: a DPC (1) of the routine named by the third parameter.
     crash("dpc_left_uninterruptible", 1, LEVEL, [Is(2), Is(2), In("clears_the_interrupt_flag"), Is(1)]),
     // The pool's: the block's address is in the log, the tags are "Mine" and "Othr".

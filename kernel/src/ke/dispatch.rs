@@ -7,6 +7,9 @@
 //! Invariants: I1 the DPC stack is empty whenever this starts: nothing here nests, since what interrupts it finds DISPATCH and
 //!                asks for 0x2F.
 
+use core::ptr;
+use core::sync::atomic::Ordering;
+
 use arch::service::NothingInService;
 use arch::switch::call_on_dpc_stack;
 use arch::trace::{Kind, about};
@@ -159,10 +162,18 @@ pub(crate) fn start_dpc_threads(at: &mut Irql<Passive>) -> Result<(), NtStatus> 
 /// Threaded DPCs at PASSIVE, whenever there are any.
 fn dpc_thread(at: &mut Irql<Passive>, number: usize) {
     let Some(processor) = prcb::get(number as u32) else { return };
+    let me = ptr::from_ref(&*thread::current(at)).cast_mut();
+    processor.prcb().dpc_thread.store(me, Ordering::Relaxed);
     loop {
         run_threaded(at);
         let _ = wait::for_single(&processor.prcb().dpc_wanted, None, at);
     }
+}
+
+/// Whether this is code of a threaded DPC.
+pub(super) fn is_in_threaded_dpc(at: &mut Irql<Passive>) -> bool {
+    let me = ptr::from_ref(&*thread::current(at)).cast_mut();
+    prcb::all().any(|processor| processor.prcb().dpc_thread.load(Ordering::Relaxed) == me)
 }
 
 fn run_threaded(at: &mut Irql<Passive>) {

@@ -28,6 +28,7 @@ use sync::irql::{
 
 pub use sync::deferred::{Entry as KDpc, Importance, Routine};
 
+use super::bugcheck::{StopCode, bugcheck};
 use super::event::{Event, EventKind};
 use super::prcb::{self, Prcb, Processor};
 use super::watchdog::Seen;
@@ -425,11 +426,14 @@ unsafe fn run<L: DpcLevel>(entry: *mut KDpc, context: *mut c_void, first: *mut c
 /// then: so who cancelled a timer too late, and flushes, may free its DPC, whatever target it was given meanwhile.
 ///
 /// # Bugchecks
-/// ATTEMPTED_SWITCH_FROM_DPC in a threaded DPC, which would wait for itself.
+/// ATTEMPTED_SWITCH_FROM_DPC with parameter 4 = 4 in a threaded DPC, which would wait for itself.
 ///
 /// A marker is queued behind them on one processor after the other, as [`markers`] says.
 #[doc(alias = "KeFlushQueuedDpcs")]
 pub fn flush(at: &mut Irql<Passive>) {
+    if dispatch::is_in_threaded_dpc(at) {
+        bugcheck(StopCode::AttemptedSwitchFromDpc, [0, 0, 0, 4]);
+    }
     let is_online = |processor: &&Processor| processor.prcb().state() == prcb::State::Online;
     for (processor, kind) in markers(prcb::all().filter(is_online)) {
         let done = Event::new(EventKind::Notification, false);

@@ -62,6 +62,8 @@ pub struct Prcb {
     pub(super) sched: CachePadded<sched::PerProcessor>,
     /// Wakes the thread for threaded DPCs.
     pub(super) dpc_wanted: Event,
+    /// The thread that runs them, for good, once there is one.
+    pub(super) dpc_thread: AtomicPtr<Thread>,
     /// Threads without a use, for the next ones.
     pub(super) thread_cache: thread::Cache,
     /// Armed timers: any processor writes, under the table's lock.
@@ -104,6 +106,7 @@ impl Processor {
                 tick: CachePadded::new(tick::PerProcessor::new()),
                 sched: CachePadded::new(sched::PerProcessor::new(number)),
                 dpc_wanted: Event::new(EventKind::Synchronization, false),
+                dpc_thread: AtomicPtr::new(core::ptr::null_mut()),
                 thread_cache: thread::Cache::new(),
                 timers: CachePadded::new(timer::Table::new()),
                 memory: crate::mm::local::Local::new(),

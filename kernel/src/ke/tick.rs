@@ -274,6 +274,10 @@ pub(super) fn interrupt(frame: &InterruptFrame, at: &mut Irql<Clock>) {
     torment::strike(here);
 }
 
+/// What is programmed for tests where something later is, in 100 ns: an interrupt that finds nothing due programs the rest.
+#[cfg(feature = "verifier")]
+const TORMENT: u64 = 10_000;
+
 /// Where nothing is due, an interrupt comes soon all the same, if tests ask for it.
 ///
 /// # Safety
@@ -281,8 +285,8 @@ pub(super) fn interrupt(frame: &InterruptFrame, at: &mut Irql<Clock>) {
 #[cfg(feature = "verifier")]
 unsafe fn program_torment(here: &Prcb) {
     if torment::is_on() && !here.sched.is_idle() {
-        // SAFETY: the caller's. It is shortened.
-        unsafe { clock::program(NEVER) };
+        // SAFETY: the caller's. It is shortened, unless the tests end it right now.
+        unsafe { clock::program(TORMENT) };
     }
 }
 
@@ -342,8 +346,8 @@ pub(crate) unsafe fn wake() {
     }
     #[cfg(feature = "verifier")]
     if torment::is_on() {
-        // SAFETY: IF=0. It is shortened.
-        unsafe { clock::program(NEVER) };
+        // SAFETY: IF=0. It is shortened, unless the tests end it right now.
+        unsafe { clock::program(TORMENT) };
     }
 }
 

@@ -105,6 +105,11 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
             RAISES.queue([0; 2], at);
             let _ = kernel::ke::wait::delay(kernel::ke::timer::Due::In(10_000_000), at);
         }
+        "flush_in_a_threaded_dpc" => {
+            static FLUSHES: Dpc<Passive> = Dpc::new(|_, at, _| kernel::ke::dpc::flush(at));
+            FLUSHES.queue([0; 2], at);
+            let _ = kernel::ke::wait::delay(kernel::ke::timer::Due::In(10_000_000), at);
+        }
         "dpc_left_uninterruptible" => {
             static CLEARS: Dpc = Dpc::new(clears_the_interrupt_flag);
             CLEARS.queue([0; 2], at);
