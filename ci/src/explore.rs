@@ -5,6 +5,8 @@
 //! a QEMU that counts. Of each run the digest of its trace is kept (`kept`), so that a replay (`again`) can say whether it was the same run.
 
 mod again;
+mod aims;
+mod code;
 mod coverage;
 mod in_gdb;
 mod kept;
@@ -13,10 +15,11 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
 pub(crate) use again::replay;
+use aims::Aims;
 pub(crate) use in_gdb::{check_gdb, check_reverse, replay_in_gdb};
 use kept::{Kept, Sameness};
 
@@ -84,12 +87,13 @@ pub(crate) enum OnFailure {
     Count,
 }
 
-/// A target's machine with a seed and a length.
-fn with_seed(target: &Target, seed: u64, rounds: u32) -> crate::qemu::Machine {
+/// A target's machine with a seed, what that aims at, and a length.
+fn with_seed(target: &Target, aims: &Aims, seed: u64, rounds: u32) -> crate::qemu::Machine {
     let mut machine = target.machine.clone();
-    let mine = |word: &&str| word.starts_with("seed=") || word.starts_with("stress_rounds=");
+    let mine = |word: &&str| ["seed=", "stress_rounds=", "aim="].iter().any(|start| word.starts_with(start));
     let words: Vec<&str> = machine.command_line.split(' ').filter(|word| !mine(word)).collect();
-    machine.command_line = format!("seed={seed} stress_rounds={rounds} {}", words.join(" "));
+    machine.command_line =
+        format!("seed={seed} stress_rounds={rounds} {} {}", words.join(" "), aims.word(seed));
     machine
 }
 
@@ -119,6 +123,7 @@ fn run_all(
     rounds: u32,
     mut each: impl FnMut(Outcome) -> Result<bool>,
 ) -> Result<bool> {
+    let Some(aims) = Aims::of(target)? else { return Ok(false) };
     let signals = NoteSignals::start();
     let at_once = thread::available_parallelism().map_or(1, usize::from);
     let watch = Watch { timeout: Some(TIMEOUT), live: false, until_online: false };
@@ -128,7 +133,7 @@ fn run_all(
         while running.len() < at_once
             && let Some(seed) = seeds.next()
         {
-            let machine = with_seed(target, seed, rounds);
+            let machine = with_seed(target, &aims, seed, rounds);
             running.push((seed, Follow::start(&target.qemu, &machine, &target.symbols, &watch)?));
         }
         if running.is_empty() {
@@ -168,6 +173,7 @@ pub(crate) fn explore(
     let mut done = 0_u32;
     let (mut fresh, mut repeated, mut earlier) = (Kept::default(), Sameness::default(), Sameness::default());
     let (mut failures, mut failed) = (0_u32, None);
+    let mut stops = 0;
     let repeats = if twice.is_some() { 2 } else { 1 };
     let seeds = (first..first + u64::from(count)).flat_map(|seed| std::iter::repeat_n(seed, repeats));
     let complete = run_all(&target, seeds, plan.rounds, |outcome| {
@@ -190,6 +196,10 @@ pub(crate) fn explore(
             failed.get_or_insert(outcome);
             return Ok(on_failure == OnFailure::Count);
         }
+        let stopped =
+            aims::stops(&outcome.run.serial).context("a run does not say how often it was stopped")?;
+        ensure!(stopped != 0, "seed {}: no processor was stopped where it was aimed at", outcome.seed);
+        stops += stopped;
         let trace = outcome.run.trace.as_ref().context("a run left no trace")?;
         merge(&mut hits, trace.coverage.as_ref());
         if done.is_multiple_of(20) {
@@ -218,7 +228,7 @@ pub(crate) fn explore(
         return Ok(Verdict::Interrupted.exit_status());
     }
     println!(
-        "{done} runs, {failures} failures, in {seconds:.1} s, {:.2} s each",
+        "{done} runs, {failures} failures, in {seconds:.1} s, {:.2} s each; {stops} stops at instructions that were aimed at",
         seconds / f64::from(done.max(1))
     );
     match &hits {

@@ -136,6 +136,8 @@ pub(crate) struct Machine {
     pub(crate) readable: bool,
     /// Its run is recorded or played.
     pub(crate) recording: Option<Recording>,
+    /// Where QEMU lists the code that it translates, which is what the guest executes.
+    pub(crate) translated: Option<PathBuf>,
 }
 
 /// A run under the instruction counter that QEMU writes down, or has written down.
@@ -260,6 +262,9 @@ impl Machine {
                 }
             }
         }
+        if let Some(list) = &self.translated {
+            add(&["-d", "in_asm", "-D", &list.display().to_string()]);
+        }
         add(&["-append", &self.command_line]);
         args.extend(["-kernel".into(), self.loader.clone().into()]);
         args.extend(["-initrd".into(), self.image.clone().into()]);
@@ -285,6 +290,7 @@ mod tests {
             readable: false,
             command_line: "seed=1 only=x".into(),
             recording: None,
+            translated: None,
         }
     }
 

@@ -136,6 +136,7 @@ impl Target {
             readable: !matches!(choice, ImageChoice::Kernel | ImageChoice::Bench),
             command_line: String::new(),
             recording: None,
+            translated: None,
         };
         let mut target = Self { qemu, machine, symbols, choice, seed: args.seed, words: args.append.clone() };
         target.set_seed(args.seed);

@@ -5,6 +5,7 @@
 
 pub mod apic;
 pub mod aside;
+pub mod breakpoint;
 pub mod clock;
 pub mod cpu;
 pub mod debugger;

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::again::{TRIES, once};
+use super::aims::Aims;
 use super::{Outcome, Plan, TIMEOUT, with_seed};
 use crate::debug::{self, Start};
 use crate::qemu::Direction;
@@ -23,6 +24,7 @@ pub(crate) fn replay_in_gdb(plan: &Plan, seed: u64, at: Option<&str>, reverse: b
         "QEMU records a machine of one processor: REVERSE=1 takes QEMU_CPUS=1"
     );
     let mut target = plan.target()?;
+    let Some(aims) = Aims::of(&target)? else { return Ok(Verdict::Interrupted.exit_status()) };
     let folder = tempfile::tempdir().context("a folder for what the replay needs")?;
     let known = match at.is_some() || reverse {
         true => match once(&target, seed, plan.rounds)? {
@@ -44,7 +46,7 @@ pub(crate) fn replay_in_gdb(plan: &Plan, seed: u64, at: Option<&str>, reverse: b
             ends(&target)?
         }
     };
-    target.machine = with_seed(&target, seed, plan.rounds);
+    target.machine = with_seed(&target, &aims, seed, plan.rounds);
     if let (true, Some(outcome)) = (reverse, &known) {
         let Some(recorded) = recording::make(&mut target, folder.path(), Direction::Play, TIMEOUT)? else {
             return Ok(Verdict::Interrupted.exit_status());
@@ -123,7 +125,8 @@ const SHORT: u32 = 2;
 fn short(cpus: u32, seed: u64) -> Result<Target> {
     let plan = Plan { cpus, rounds: SHORT, ..Plan::default() };
     let mut target = plan.target()?;
-    target.machine = with_seed(&target, seed, plan.rounds);
+    let aims = Aims::of(&target)?.context("a signal asked for an end")?;
+    target.machine = with_seed(&target, &aims, seed, plan.rounds);
     Ok(target)
 }
 

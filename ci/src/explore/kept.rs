@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,15 @@ impl Told {
     }
 }
 
+/// A number that another image will hardly have.
+pub(super) fn name_of(image: &Path) -> Result<u64> {
+    let bytes = fs::read(image).context("reading the image")?;
+    Ok(bytes.chunks(8).fold(0xCBF2_9CE4_8422_2325_u64, |hash, chunk| {
+        let word = chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        (hash ^ word).wrapping_mul(0x0100_0000_01B3).rotate_left(23)
+    }))
+}
+
 /// Runs of one image with one plan.
 #[derive(Default)]
 pub(super) struct Kept {
@@ -45,11 +54,7 @@ struct Stored {
 impl Kept {
     /// Runs of so many operations a thread, of the target's very image.
     pub(super) fn load(plan: &Plan, rounds: u32, target: &Target) -> Result<Self> {
-        let bytes = fs::read(&target.machine.image).context("reading the image")?;
-        let image = bytes.chunks(8).fold(0xCBF2_9CE4_8422_2325_u64, |hash, chunk| {
-            let word = chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
-            (hash ^ word).wrapping_mul(0x0100_0000_01B3).rotate_left(23)
-        });
+        let image = name_of(&target.machine.image)?;
         let name = format!("runs-{}-{rounds}-{}.json", plan.cpus, plan.torment);
         let path = image::target_dir().join("explore").join(name);
         let stored: Option<Stored> =

@@ -105,6 +105,7 @@ fn machine(kernel: &Kernel, initramfs: PathBuf, cpus: u32, accel: Accel) -> Mach
         readable: false,
         command_line: COMMAND_LINE.into(),
         recording: None,
+        translated: None,
     }
 }
 

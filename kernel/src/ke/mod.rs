@@ -4,6 +4,8 @@
 //! `dpc`, `clock` (how time is read), `tick` (when the clock interrupts), `timer`; then the rest. On a host `hosted` stands in for what
 //! needs a machine, so that dispatcher objects and waits run there as they ship.
 
+#[cfg(all(target_os = "none", feature = "verifier"))]
+pub mod aim;
 #[cfg(target_os = "none")]
 pub mod apc;
 #[cfg(target_os = "none")]

@@ -2,18 +2,20 @@
 //!
 //! While it is on, each processor that isn't idle gets its clock interrupt after at most a given number of counts, a random one: under
 //! QEMU's instruction counter a count is an instruction, so the seed decides between which two instructions it falls. Now and then it
-//! ends the running thread's quantum, asks for a look at DISPATCH, or sends another processor an interrupt or an NMI for nothing.
+//! ends the running thread's quantum, asks for a look at DISPATCH, or sends another processor an interrupt or an NMI for nothing. A thread
+//! that was stopped where it was aimed at (aim.rs) goes on at another processor.
 //!
 //! Called by:  tick.rs and clock.rs at HIGH or with IF=0; the self-tests begin and end it.
 //! Invariants: I1 random numbers are drawn by one atomic addition, so a run on one host thread is a function of the seed.
 //!             I2 an interrupt that comes early finds nothing due and programs the rest, which tick.rs allows anyway.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arch::trace::{Kind, event};
 
-use super::freeze;
-use super::prcb::{self, Prcb};
+use super::prcb::{self, MAX_PROCESSORS, Prcb};
+use super::sched::Schedulable;
+use super::{aim, freeze};
 
 /// 0: off.
 static SPAN: AtomicU32 = AtomicU32::new(0);
@@ -62,8 +64,19 @@ pub(super) fn is_on() -> bool {
     SPAN.load(Ordering::Relaxed) != 0
 }
 
+/// In traces: this processor was stopped where it was aimed at. Behind what `strike` and `late` number.
+const AIMED: u16 = 17;
+
 /// In the clock interrupt of `here`, at HIGH.
 pub(super) fn strike(here: &Prcb) {
+    if aim::renew() {
+        event(Kind::Inject, AIMED, 0, 0);
+        AWAY[here.number() as usize].store(true, Ordering::Relaxed);
+        here.sched.end_quantum();
+        // SAFETY: a handler.
+        unsafe { arch::pcr::request_dispatch_at_exit() };
+        return;
+    }
     let (what, random) = match random() {
         random if is_on() => (random as u16 & 15, random >> 16),
         _ => return,
@@ -90,4 +103,21 @@ pub(super) fn strike(here: &Prcb) {
         }
         _ => {}
     }
+}
+
+/// Processors whose running thread is to go on at another one.
+static AWAY: [AtomicBool; MAX_PROCESSORS] = [const { AtomicBool::new(false) }; MAX_PROCESSORS];
+
+/// In a look of `here`: whether the thread that runs there has been stopped where it was aimed at, and a processor that it may go on at.
+#[inline]
+pub(super) fn sends_away(here: &Prcb, running: &Schedulable) -> Option<u32> {
+    let away = &AWAY[here.number() as usize];
+    if !away.load(Ordering::Relaxed) {
+        return None;
+    }
+    away.store(false, Ordering::Relaxed);
+    // The idle thread may run on its own only.
+    let others = running.affinity() & !(1 << here.number()) & ((1 << (prcb::count() - 1) << 1) - 1);
+    let chosen = (random() % u64::from(others.count_ones().max(1))) as u32;
+    (0..u64::BITS).filter(|number| others >> number & 1 != 0).nth(chosen as usize)
 }

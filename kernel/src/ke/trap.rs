@@ -15,6 +15,8 @@ use crate::mm::fault::{Code, Decision, Fault};
 use crate::mm::resolve::{self, Resolution};
 use crate::mm::{executable, layout, stacks};
 
+#[cfg(feature = "verifier")]
+const DEBUG: u8 = 1;
 const PAGE_FAULT: u8 = 14;
 
 /// Gets every exception first; returns whether it dealt with it by changing the frame.
@@ -42,6 +44,10 @@ pub(crate) fn exception(frame: &mut TrapFrame) {
     if let Some(hook) = hook()
         && hook(frame)
     {
+        return;
+    }
+    #[cfg(feature = "verifier")]
+    if frame.vector as u8 == DEBUG && super::aim::struck(frame) {
         return;
     }
     if frame.vector as u8 == PAGE_FAULT && is_resolved(frame) {

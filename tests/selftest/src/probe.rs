@@ -67,13 +67,8 @@ pub(crate) use attempt;
 /// # Safety
 /// Exceptions are taken by a hook that resumes #DB with RF set.
 pub(crate) unsafe fn set_breakpoint(address: u64) {
-    // G0, an instruction, one byte long. Bit 10 reads as one.
-    let control: u64 = if address == 0 { 1 << 10 } else { 1 << 10 | 1 << 1 };
     // SAFETY: the caller's.
-    unsafe {
-        asm!("mov dr7, {none}", "mov dr0, {address}", "mov dr7, {control}",
-            none = in(reg) 1_u64 << 10, address = in(reg) address, control = in(reg) control, options(nostack));
-    }
+    unsafe { arch::breakpoint::arm([address, 0, 0, 0]) };
 }
 
 pub(crate) fn begin() {

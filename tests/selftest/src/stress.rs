@@ -11,7 +11,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::boot::command_line::CommandLine;
 use kernel::ke::timer::Due;
 use kernel::ke::wait::{self, delay};
-use kernel::ke::{clock, dpc, late, prcb, thread, torment};
+use kernel::ke::{aim, clock, dpc, late, prcb, thread, torment};
+use kernel::mm::layout;
 use kernel::mm::{inject, paged, pool};
 use sync::irql::{Irql, Passive};
 
@@ -34,21 +35,36 @@ static ROUNDS: AtomicU64 = AtomicU64::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
 
 /// What the command line asks for.
-pub(crate) struct Plan {
+pub(crate) struct Plan<'a> {
     until: u64,
     rounds: u64,
     torment: u32,
+    aims: Aims<'a>,
 }
 
-impl Plan {
+/// Instructions to stop at: how far each is from the one before it, the first from the image's beginning, in base 36, with commas.
+struct Aims<'a>(&'a str);
+
+impl Aims<'_> {
+    fn places(&self) -> impl Iterator<Item = u64> {
+        let distances = self.0.split(',').map_while(|text| u64::from_str_radix(text, 36).ok());
+        distances.scan(layout::IMAGE, |place, distance| {
+            *place += distance;
+            Some(*place)
+        })
+    }
+}
+
+impl<'a> Plan<'a> {
     /// Nothing asked: nothing.
-    pub(crate) fn of(line: &CommandLine<'_>) -> Option<Self> {
+    pub(crate) fn of(line: &CommandLine<'a>) -> Option<Self> {
         let number = |name| line.number(name).and_then(core::result::Result::ok);
         let torment = number("torment").unwrap_or(0) as u32;
+        let aims = Aims(line.value("aim").unwrap_or_default());
         match (number("stress_rounds"), number("stress_ms")) {
-            (Some(rounds), _) => Some(Self { until: u64::MAX, rounds, torment }),
+            (Some(rounds), _) => Some(Self { until: u64::MAX, rounds, torment, aims }),
             (None, Some(0) | None) => None,
-            (None, Some(ms)) => Some(Self { until: ms * 10_000, rounds: u64::MAX, torment }),
+            (None, Some(ms)) => Some(Self { until: ms * 10_000, rounds: u64::MAX, torment, aims }),
         }
     }
 
@@ -59,7 +75,7 @@ impl Plan {
 }
 
 /// The whole phase. What breaks is a panic.
-pub(crate) fn run(plan: &Plan, at: &mut Irql<Passive>) -> Result {
+pub(crate) fn run(plan: &Plan<'_>, at: &mut Irql<Passive>) -> Result {
     pool::mark(at);
     paged::mark(at);
     let begun = clock::interrupt_time_precise();
@@ -69,6 +85,8 @@ pub(crate) fn run(plan: &Plan, at: &mut Irql<Passive>) -> Result {
     LEFT.store(count, Ordering::Relaxed);
     if plan.torment != 0 {
         torment::begin(random::seed(), plan.torment);
+        // SAFETY: the harness leaves out what may not be aimed at.
+        unsafe { aim::begin(random::seed(), plan.aims.places()) };
     }
     // Explored seeds: every other. A late interrupt brings new orders, and keeps the target from the hurry that others need.
     if !plan.is_alone() || random::seed().is_multiple_of(2) {
@@ -99,6 +117,7 @@ pub(crate) fn run(plan: &Plan, at: &mut Irql<Passive>) -> Result {
     for thread in threads.iter().flatten() {
         let _ = wait::for_single(thread, None, at);
     }
+    aim::end();
     torment::end();
     let late = crate::late::no_more(at)?;
     let refusals = inject::stop();
@@ -111,7 +130,9 @@ pub(crate) fn run(plan: &Plan, at: &mut Irql<Passive>) -> Result {
     }
     let done: u64 = TORMENTS.iter().map(|(_, tally, _)| tally.count()).sum();
     kernel::info!(
-        "stress: {done} operations by {count} threads in {micro} us, {refusals} allocations refused, {late} interrupts late, all balanced"
+        "stress: {done} operations by {count} threads in {micro} us, {refusals} allocations refused, {late} interrupts late, {} stops \
+         where aimed at, all balanced",
+        aim::hits()
     );
     equal(refused, 0, "threads that could not be made")?;
     check(done != 0, "nothing was done", 0, 0)?;

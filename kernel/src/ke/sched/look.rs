@@ -15,6 +15,8 @@ use super::super::{tick, timer};
 use super::decide::{Next, Turns};
 use super::local::{IDLE, charge, running, switch_to};
 use super::queues::ThreadPtr;
+#[cfg(feature = "verifier")]
+use super::{super::torment, change::set_ideal_processor};
 use super::{balance, local, ready};
 use crate::ke::thread::{self, Thread};
 
@@ -110,6 +112,11 @@ fn preempt<const IF_SET: bool>(
     nothing: NothingInService,
 ) {
     let me = running();
+    #[cfg(feature = "verifier")]
+    if let Some(to) = torment::sends_away(here, &me.sched) {
+        let _ = set_ideal_processor(me, to, at);
+        return vacate(me, at, nothing);
+    }
     let mut guard = here.sched.queues.lock(&mut *at);
     let shared = &here.sched.shared;
     // Each with a way of its own, so that who runs is asked for once.
