@@ -6,7 +6,7 @@
 //!    [`rwspin`], with readers; [`interrupt_lock`], at a level known at run time; [`lock_set`], several at once; [`seq`], for
 //!    readers that must not write; [`bit_lock`], in an object's header
 //! 3. [`deferred`], [`ipi`], [`shootdown`], [`disconnect`], [`log_ring`], [`clock_owner`], [`system_time`], [`timer`],
-//!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`]: protocols between processors
+//!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`], [`pile`]: protocols between processors
 //! 4. [`wait_word`], [`handoff`], [`idle_set`], [`attention`], [`ownership`]: who ends a wait, when its thread may run elsewhere, who
 //!    looks for it, what it must look at itself, and what it holds
 //! 5. [`event`], what protocols between threads ask of the scheduler: [`rundown`], [`push_lock`], [`fast_mutex`], [`resource`],
@@ -39,6 +39,7 @@ mod owner;
 pub mod ownership;
 pub mod page_counts;
 pub mod paged;
+pub mod pile;
 mod prim;
 pub mod push_lock;
 pub mod queued;

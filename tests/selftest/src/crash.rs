@@ -95,6 +95,11 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
             assert!(RAISES.queue(Queue::Delayed, at), "it was not queued");
             let _ = kernel::ke::wait::delay(kernel::ke::timer::Due::In(10_000_000), at);
         }
+        "object_released_above_dispatch" => {
+            let object = crate::ob::object(at);
+            let _raised = at.raise::<Clock>();
+            drop(object);
+        }
         "thread_left_raised" => {
             let raises = thread::spawn(&thread::Options::default(), thread_forgets_a_raise, 0, at);
             assert!(raises.is_ok(), "a thread");

@@ -68,7 +68,7 @@ pub(crate) fn expect(holds: bool) {
     BROKEN.fetch_add(u32::from(!holds), Relaxed);
 }
 
-fn unbroken(wanted: u32, what: &'static str) -> Result {
+pub(crate) fn unbroken(wanted: u32, what: &'static str) -> Result {
     equal(BROKEN.load(Relaxed).into(), 0, "violations seen inside")?;
     equal(DONE.load(Relaxed).into(), wanted.into(), what)
 }

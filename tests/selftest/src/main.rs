@@ -73,6 +73,8 @@ mod memory_tlb;
 #[cfg(target_os = "none")]
 mod memory_user;
 #[cfg(target_os = "none")]
+mod ob;
+#[cfg(target_os = "none")]
 mod paths;
 #[cfg(target_os = "none")]
 mod probe;

@@ -86,6 +86,7 @@ const SUITES: &[&[Test]] = &[
     crate::memory_contiguous::TESTS,
     crate::memory_executable::TESTS,
     crate::memory_pressure::TESTS,
+    crate::ob::TESTS,
     crate::paths::TESTS,
     crate::interrupts_objects::TESTS,
     crate::interrupts_lines::TESTS,

@@ -1,0 +1,26 @@
+//! Objects: what the executive counts references to, names, and gives out handles to.
+//!
+//! Reading order: [`access`] (rights), [`types`] (what objects of a kind share; [`Body`], what can be an object), `header` (what stands in
+//! front of a body), `reference` ([`ObRef`], [`create`]), `delete` (the end).
+//!
+//! An object's body is Rust's value of a type that is [`Body`]; NT's routines and drivers know an object by the address of its body.
+//! `here` is what all this needs of the machine; on a host `hosted` stands in for it, and the rest runs there as it ships.
+
+pub mod access;
+mod delete;
+mod header;
+#[cfg(target_os = "none")]
+mod here;
+#[cfg(not(target_os = "none"))]
+pub mod hosted;
+mod reference;
+pub mod types;
+
+#[cfg(target_os = "none")]
+use here as machine;
+#[cfg(not(target_os = "none"))]
+use hosted as machine;
+
+pub use access::{AccessMask, GenericMapping};
+pub use reference::{ObRef, Object, create, create_with_extra};
+pub use types::{Body, ObjectType, Type};

@@ -1,0 +1,130 @@
+//! Object types: what all objects of a kind have in common.
+//!
+//! `ObjectType<T>` is a type whose objects have a `T` for their body; [`Type`] is any, behind an object's header. So the address of an
+//! object's type says what its body is, and nothing else has to be compared.
+//!
+//! Invariants: I1 an object whose type is an `ObjectType<T>` has a `T` for its body: objects are made by
+//!                [`create`](super::create) alone, which takes the type from the T.
+//!             I2 no two types have the same address, since they are changed (`number`) and so are neither merged nor made anew for each use
+//!                of a constant.
+//! Not as NT:  a type is a static of the kernel, not memory that is allocated; it has an object in `\ObjectTypes` all the same.
+//!             There is no pool kind: a count changes up to DISPATCH and lies in front of the body, so all objects are nonpaged. What is large
+//!             and seldom used of a body can be paged pool that the body leads to.
+//! Sources:    WDK, "Object Types", "Life Cycle of an Object".
+
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use sync::irql::{Apc, Irql, Passive};
+
+use super::access::{AccessMask, GenericMapping};
+use crate::mm::pool::Tag;
+
+/// What can be an object's body. Shared by all who have a reference, on any processor, at any level.
+pub trait Body: Send + Sync + Sized + 'static {
+    /// Its type: always the same.
+    fn object_type() -> &'static ObjectType<Self>;
+
+    /// The delete procedure: the last reference is gone. At PASSIVE, in some thread; then the value is dropped.
+    ///
+    /// That drop is at APC, so that objects which the body refers to, and whose last reference goes with it, end later and not within
+    /// this one's end: no chain of objects is as deep as a stack.
+    fn delete(&mut self, at: &mut Irql<Passive>) {
+        let _ = at;
+    }
+}
+
+/// A type, whatever its objects' bodies are.
+pub struct Type {
+    name: &'static str,
+    tag: Tag,
+    mapping: GenericMapping,
+    valid_access: AccessMask,
+    /// Ends a body of this type.
+    pub(super) end: unsafe fn(NonNull<()>, &mut Irql<Passive>),
+    /// Its number among the types, from 1 on; 0: it has none yet. I2.
+    number: AtomicU32,
+}
+
+/// A type whose objects' bodies are `T`s.
+#[repr(transparent)]
+pub struct ObjectType<T: Body> {
+    any: Type,
+    body: PhantomData<fn() -> T>,
+}
+
+impl<T: Body> ObjectType<T> {
+    /// For a static. Objects are allocated with `tag`; `valid_access` are the rights that a handle can have.
+    pub const fn new(
+        name: &'static str,
+        tag: Tag,
+        mapping: GenericMapping,
+        valid_access: AccessMask,
+    ) -> Self {
+        let end = end::<T>;
+        let any = Type { name, tag, mapping, valid_access, end, number: AtomicU32::new(0) };
+        Self { any, body: PhantomData }
+    }
+
+    /// As any type.
+    #[inline(always)]
+    pub const fn any(&self) -> &Type {
+        &self.any
+    }
+}
+
+impl Type {
+    /// As in `\ObjectTypes`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Of its objects' memory.
+    pub fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// What its generic rights are.
+    pub fn mapping(&self) -> &GenericMapping {
+        &self.mapping
+    }
+
+    /// The rights that a handle can have.
+    pub fn valid_access(&self) -> AccessMask {
+        self.valid_access
+    }
+
+    /// Its number among the types, from 1 on, in the order in which they were asked for it: for reports, as NT's type index.
+    pub fn number(&self) -> u32 {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        match self.number.load(Ordering::Relaxed) {
+            0 => {
+                let new = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+                // Another one may have been first; its number stays, and this one is nobody's.
+                let old = self.number.compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed);
+                old.err().unwrap_or(new)
+            }
+            number => number,
+        }
+    }
+
+    /// Is it this very type?
+    #[inline(always)]
+    pub fn is(&self, other: &Type) -> bool {
+        core::ptr::eq(self, other)
+    }
+}
+
+/// Ends the body of an object that nobody refers to any more.
+///
+/// # Safety
+/// `body` is a `T`, and nobody's but the caller's; it is gone afterwards.
+unsafe fn end<T: Body>(body: NonNull<()>, at: &mut Irql<Passive>) {
+    let body = body.cast::<T>().as_ptr();
+    // SAFETY: the caller's.
+    unsafe { (*body).delete(at) };
+    let _at = at.raise::<Apc>();
+    // SAFETY: the caller's.
+    unsafe { body.drop_in_place() };
+}
