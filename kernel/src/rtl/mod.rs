@@ -1,5 +1,8 @@
-//! What the rest of the executive shares and NT's own run-time library has: so far, status codes.
+//! What the rest of the executive shares and NT's own run-time library has: status codes, counted strings.
 
 pub mod status;
+pub mod unicode;
+pub mod upcase;
 
 pub use status::NtStatus;
+pub use unicode::{Case, UnicodeString, WideBuffer, WideStr, WideString};

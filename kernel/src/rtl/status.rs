@@ -98,6 +98,20 @@ statuses! {
     BUFFER_TOO_SMALL = 0xC000_0023;
     /// The memory is not committed.
     NOT_COMMITTED = 0xC000_002D;
+    /// The object is of another type than was asked for.
+    OBJECT_TYPE_MISMATCH = 0xC000_0024;
+    /// A name that can't be one.
+    OBJECT_NAME_INVALID = 0xC000_0033;
+    /// There is no such name, though what leads there exists.
+    OBJECT_NAME_NOT_FOUND = 0xC000_0034;
+    /// There is such a name already.
+    OBJECT_NAME_COLLISION = 0xC000_0035;
+    /// What leads to the name doesn't exist.
+    OBJECT_PATH_NOT_FOUND = 0xC000_003A;
+    /// A path that doesn't begin as it must.
+    OBJECT_PATH_SYNTAX_BAD = 0xC000_003B;
+    /// A name of more than its counters can count.
+    NAME_TOO_LONG = 0xC000_0106;
     /// A semaphore would go over its limit.
     SEMAPHORE_LIMIT_EXCEEDED = 0xC000_0047;
     /// No such protection.
