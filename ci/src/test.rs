@@ -56,7 +56,7 @@ const STEPS: &[Step] = &[
     Step { name: "models", what: "loom models", run: run_models },
     Step {
         name: "miri",
-        what: "unit tests of sync and arch, memory's property tests, under Miri, where nightly has it",
+        what: "unit tests of sync and arch, memory's and objects' property tests, under Miri, where nightly has it",
         run: miri,
     },
     Step { name: "boot-1", what: "self-tests on 1 processor", run: || boot(1) },
@@ -342,11 +342,21 @@ fn miri() -> Result<Done> {
     let units = ["-p", "sync", "-p", "arch", "--lib"];
     run(&units)?;
     run(&[&units[..], &["--features", "sync/verifier"]].concat())?;
-    // Memory's, shortened so that each takes some tens of seconds (docs/verification.md).
-    let memory =
-        ["mm_mdl", "mm_vad", "mm_space", "mm_pages", "mm_paging", "mm_pool", "mm_paged", "mm_process"];
-    let memory = memory.map(|name| ["--test", name]);
-    run(&[&["-p", "props"][..], memory.as_flattened()].concat())
+    // Memory's and objects', shortened so that each takes some tens of seconds (docs/verification.md).
+    let tests = [
+        "mm_mdl",
+        "mm_vad",
+        "mm_space",
+        "mm_pages",
+        "mm_paging",
+        "mm_pool",
+        "mm_paged",
+        "mm_process",
+        "ob_references",
+        "ob_names",
+    ];
+    let tests = tests.map(|name| ["--test", name]);
+    run(&[&["-p", "props"][..], tests.as_flattened()].concat())
 }
 
 /// Whether nightly has Miri, and the standard library can be built for it.

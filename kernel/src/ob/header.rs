@@ -11,12 +11,14 @@
 
 use core::mem::offset_of;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use sync::irql::{Below, Irql, PoolAccess};
 use sync::pile;
 use sync::references::References;
 
-use super::machine;
+use super::directory::Place;
+use super::machine::{self, PushLock};
 use super::types::Type;
 use crate::mm::Exhausted;
 
@@ -28,9 +30,13 @@ pub(super) struct Header {
     pub(super) references: References,
     /// Bytes behind the body, as its maker asked.
     extra: u32,
+    /// Has it a name that stays? Changes under the lock of the directory that it is in, but for `make_temporary`, which looks there afterwards.
+    is_permanent: AtomicBool,
     pub(super) type_: &'static Type,
     /// On the pile of what is to be deleted, once no reference is left.
     pub(super) doomed: pile::Entry,
+    /// Where its name is; none: it has none (directory.rs, N1).
+    pub(super) place: PushLock<Option<Place>>,
 }
 
 /// Bytes in front of a body.
@@ -55,7 +61,14 @@ pub(super) fn allocate<T, L: Below<PoolAccess>>(
 ) -> Result<NonNull<T>, Exhausted> {
     let bytes = SIZE + extra_offset::<T>() + extra as usize;
     let block = machine::allocate(type_.tag(), bytes, at)?;
-    let header = Header { references: References::new(), extra, type_, doomed: pile::Entry::new() };
+    let header = Header {
+        references: References::new(),
+        extra,
+        is_permanent: AtomicBool::new(false),
+        type_,
+        doomed: pile::Entry::new(),
+        place: PushLock::new(None),
+    };
     // SAFETY: a fresh block of that many bytes, aligned to 16.
     unsafe {
         block.cast::<Header>().write(header);
@@ -101,6 +114,14 @@ impl Header {
     pub(super) unsafe fn doomed(header: NonNull<Self>) -> NonNull<pile::Entry> {
         // SAFETY: the caller's.
         unsafe { header.byte_add(offset_of!(Header, doomed)).cast() }
+    }
+
+    pub(super) fn is_permanent(&self) -> bool {
+        self.is_permanent.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_permanent(&self, is_permanent: bool) {
+        self.is_permanent.store(is_permanent, Ordering::Relaxed);
     }
 
     /// What is behind a body that is a `T`.

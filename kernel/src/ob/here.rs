@@ -13,6 +13,9 @@ use crate::ke::dpc::Dpc;
 use crate::mm::Exhausted;
 use crate::mm::pool::{self, Tag};
 
+/// What directories and objects are locked by.
+pub(super) use crate::ex::PushLock;
+
 /// Nonpaged, aligned to 16.
 #[track_caller]
 pub(super) fn allocate<L: Below<PoolAccess>>(

@@ -12,6 +12,9 @@ use super::delete;
 use crate::mm::Exhausted;
 use crate::mm::pool::Tag;
 
+/// Its waiters are threads of the host.
+pub(super) type PushLock<T> = sync::PushLock<T, sync::event::hosted::ThreadEvent>;
+
 /// In front of each block: its size and tag, and 16 bytes as the pool aligns.
 const PREFIX: usize = 16;
 

@@ -1,18 +1,21 @@
 //! Objects: what the executive counts references to, names, and gives out handles to.
 //!
 //! Reading order: [`access`] (rights), [`types`] (what objects of a kind share; [`Body`], what can be an object), `header` (what stands in
-//! front of a body), `reference` ([`ObRef`], [`create`]), `delete` (the end).
+//! front of a body), `reference` ([`ObRef`], [`create`]), `delete` (the end); then names: [`directory`], [`link`], [`mod@namespace`].
 //!
 //! An object's body is Rust's value of a type that is [`Body`]; NT's routines and drivers know an object by the address of its body.
 //! `here` is what all this needs of the machine; on a host `hosted` stands in for it, and the rest runs there as it ships.
 
 pub mod access;
 mod delete;
+pub mod directory;
 mod header;
 #[cfg(target_os = "none")]
 mod here;
 #[cfg(not(target_os = "none"))]
 pub mod hosted;
+pub mod link;
+pub mod namespace;
 mod reference;
 pub mod types;
 
@@ -22,5 +25,29 @@ use here as machine;
 use hosted as machine;
 
 pub use access::{AccessMask, GenericMapping};
+pub use directory::Directory;
+pub use link::SymbolicLink;
+pub use namespace::{Namespace, Parsed, Path, Permanence, Request};
 pub use reference::{ObRef, Object, create, create_with_extra};
 pub use types::{Body, ObjectType, Type};
+
+/// This machine's names.
+#[cfg(target_os = "none")]
+static NAMESPACE: sync::Once<Namespace> = sync::Once::new();
+
+/// This machine's names.
+#[cfg(target_os = "none")]
+pub fn namespace() -> &'static Namespace {
+    NAMESPACE.wait()
+}
+
+/// Makes the first directories.
+///
+/// # Errors
+/// STATUS_INSUFFICIENT_RESOURCES.
+#[cfg(target_os = "none")]
+pub(crate) fn start(at: &mut sync::irql::Irql<sync::irql::Passive>) -> Result<(), crate::rtl::NtStatus> {
+    let namespace = Namespace::new(at)?;
+    NAMESPACE.call_once(|| namespace);
+    Ok(())
+}

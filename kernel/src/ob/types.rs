@@ -19,7 +19,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use sync::irql::{Apc, Irql, Passive};
 
 use super::access::{AccessMask, GenericMapping};
+use super::namespace::{Parsed, Request};
+use super::reference::ObRef;
 use crate::mm::pool::Tag;
+use crate::rtl::NtStatus;
 
 /// What can be an object's body. Shared by all who have a reference, on any processor, at any level.
 pub trait Body: Send + Sync + Sized + 'static {
@@ -33,6 +36,19 @@ pub trait Body: Send + Sync + Sized + 'static {
     fn delete(&mut self, at: &mut Irql<Passive>) {
         let _ = at;
     }
+
+    /// Does it say itself where a path leads that goes through it? Then [`parse`](Self::parse) is called for every path that leads
+    /// to it, unless that ends there and this very type is wanted.
+    const PARSES: bool = false;
+
+    /// The parse procedure: where the rest of a path leads.
+    ///
+    /// # Errors
+    /// Its own; of a type that has none, STATUS_OBJECT_TYPE_MISMATCH.
+    fn parse(this: &ObRef<Self>, request: Request<'_>, at: &mut Irql<Passive>) -> Result<Parsed, NtStatus> {
+        let _ = (this, request, at);
+        Err(NtStatus::OBJECT_TYPE_MISMATCH)
+    }
 }
 
 /// A type, whatever its objects' bodies are.
@@ -43,6 +59,9 @@ pub struct Type {
     valid_access: AccessMask,
     /// Ends a body of this type.
     pub(super) end: unsafe fn(NonNull<()>, &mut Irql<Passive>),
+    parses: bool,
+    /// Asks an object of this type.
+    parse: unsafe fn(&ObRef, Request<'_>, &mut Irql<Passive>) -> Result<Parsed, NtStatus>,
     /// Its number among the types, from 1 on; 0: it has none yet. I2.
     number: AtomicU32,
 }
@@ -62,8 +81,16 @@ impl<T: Body> ObjectType<T> {
         mapping: GenericMapping,
         valid_access: AccessMask,
     ) -> Self {
-        let end = end::<T>;
-        let any = Type { name, tag, mapping, valid_access, end, number: AtomicU32::new(0) };
+        let any = Type {
+            name,
+            tag,
+            mapping,
+            valid_access,
+            end: end::<T>,
+            parses: T::PARSES,
+            parse: parse::<T>,
+            number: AtomicU32::new(0),
+        };
         Self { any, body: PhantomData }
     }
 
@@ -109,6 +136,11 @@ impl Type {
         }
     }
 
+    /// Do its objects parse paths?
+    pub fn parses(&self) -> bool {
+        self.parses
+    }
+
     /// Is it this very type?
     #[inline(always)]
     pub fn is(&self, other: &Type) -> bool {
@@ -127,4 +159,29 @@ unsafe fn end<T: Body>(body: NonNull<()>, at: &mut Irql<Passive>) {
     let _at = at.raise::<Apc>();
     // SAFETY: the caller's.
     unsafe { body.drop_in_place() };
+}
+
+/// Asks `object` where a path leads.
+///
+/// # Safety
+/// Its body is a `T`.
+unsafe fn parse<T: Body>(
+    object: &ObRef,
+    request: Request<'_>,
+    at: &mut Irql<Passive>,
+) -> Result<Parsed, NtStatus> {
+    // SAFETY: `repr(transparent)` around the same pointer; the caller's.
+    let this = unsafe { &*core::ptr::from_ref(object).cast::<ObRef<T>>() };
+    T::parse(this, request, at)
+}
+
+impl ObRef {
+    /// Where a path leads that goes through it.
+    ///
+    /// # Errors
+    /// As [`Body::parse`].
+    pub(super) fn parse(&self, request: Request<'_>, at: &mut Irql<Passive>) -> Result<Parsed, NtStatus> {
+        // SAFETY: of its own type.
+        unsafe { (self.object_type().parse)(self, request, at) }
+    }
 }

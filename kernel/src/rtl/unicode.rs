@@ -177,6 +177,23 @@ impl WideString {
     }
 }
 
+impl WideString {
+    /// Text, in UTF-16.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub fn of_text(text: &str) -> Result<Self, NtStatus> {
+        let length = text.encode_utf16().count();
+        if length > Self::MOST {
+            return Err(NtStatus::NAME_TOO_LONG);
+        }
+        let mut units = Vec::new();
+        units.try_reserve_exact(length).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
+        units.extend(text.encode_utf16());
+        Ok(Self(units))
+    }
+}
+
 impl core::ops::Deref for WideString {
     type Target = WideStr;
 
@@ -401,6 +418,7 @@ mod tests {
     fn owned_ones_are_joined_up_to_the_limit() {
         let joined = WideString::of(&[wide!("\\a"), wide!("\\"), wide!("b")]).expect("memory");
         assert!(joined.equals(wide!("\\a\\b"), Case::Sensitive));
+        assert_eq!(WideString::of_text("aé𝄞").expect("memory").units(), wide("aé𝄞"));
         let long = vec![0x41; WideString::MOST];
         assert!(WideString::of(&[WideStr::new(&long)]).is_ok());
         assert_eq!(WideString::of(&[WideStr::new(&long), wide!("A")]).unwrap_err(), NtStatus::NAME_TOO_LONG);

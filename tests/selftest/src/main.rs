@@ -75,6 +75,8 @@ mod memory_user;
 #[cfg(target_os = "none")]
 mod ob;
 #[cfg(target_os = "none")]
+mod ob_names;
+#[cfg(target_os = "none")]
 mod paths;
 #[cfg(target_os = "none")]
 mod probe;

@@ -19,7 +19,9 @@ use kernel::mm::process::section::Section;
 use kernel::mm::process::virtual_memory::{COMMIT, DECOMMIT, RELEASE, RESERVE};
 use kernel::mm::tables::{Access, Caching};
 use kernel::mm::{executable, physical, system_pte, user};
+use kernel::ob::{self, Path, Permanence};
 use kernel::rtl::NtStatus;
+use kernel::wide;
 use sync::irql::{Irql, Passive};
 use sync::{InterruptLock, Once, resource};
 
@@ -44,6 +46,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("paths::extended_state", extended_state),
     ("paths::an_interrupt", an_interrupt),
     ("paths::a_resource_of_two", a_resource),
+    ("paths::objects_and_names", objects_and_names),
 ];
 
 const TAG: Tag = Tag::new(b"Path");
@@ -295,4 +298,29 @@ fn a_resource(at: &mut Irql<Passive>) -> Result {
     RESOURCE.release_for(OTHER, at);
     check(RESOURCE.reinitialize(at), "somebody is left", 0, 0)?;
     if got { Ok(()) } else { Err(REFUSED) }
+}
+
+fn objects_and_names(at: &mut Irql<Passive>) -> Result {
+    const OUTER: Path<'_> = Path::new(wide!("\\BaseNamedObjects\\Paths"));
+    const INNER: Path<'_> = Path::new(wide!("\\BaseNamedObjects\\Paths\\Link"));
+    const ROUND: Path<'_> = Path::new(wide!("\\BaseNamedObjects\\Paths\\Link\\Link\\Link"));
+    let (names, stays) = (ob::namespace(), Permanence::Permanent);
+    let missing = |status| match status {
+        NtStatus::INSUFFICIENT_RESOURCES => REFUSED,
+        other => Verdict::Fail("refused otherwise", other.0.into(), 0),
+    };
+    let outer = names.make_directory(OUTER, stays, at).map_err(missing)?;
+    let result = (|| {
+        let link = names.make_link(INNER, OUTER.name, stays, at).map_err(missing)?;
+        let found = names.open(ROUND, None, None, at).map_err(missing);
+        let path = link.path(at).map_err(missing);
+        link.make_temporary(at);
+        check(found?.is(&outer), "it leads elsewhere", 0, 0)?;
+        check(path?.equals(INNER.name, kernel::rtl::Case::Sensitive), "another path", 0, 0)
+    })();
+    equal(outer.count(at) as u64, 0, "names left")?;
+    outer.make_temporary(at);
+    let gone = names.open(OUTER, None, None, at).map(drop);
+    check(gone == Err(NtStatus::OBJECT_NAME_NOT_FOUND), "a name is left", 0, 0)?;
+    result
 }
