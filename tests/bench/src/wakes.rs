@@ -17,7 +17,7 @@ pub(crate) const AREA: Area = Area { prepare, rows: ROWS };
 
 const ROWS: &[Row] = &[
     passive("wakes::set_event_to_idle_processor", set_there).at_most(500),
-    passive("wakes::event_round_trip", round_trip).idling(),
+    passive("wakes::event_round_trip", round_trip).idling().at_most(1000),
 ];
 
 static STAMPED: Event = Event::new(EventKind::Synchronization, false);
@@ -74,7 +74,7 @@ fn set_there(at: &mut Irql<Passive>) -> u32 {
     between(&START, &STOP)
 }
 
-/// This processor is idle as well while it waits.
+/// This processor is idle as well while it waits: it watches for the answer. The other one halted long ago when it begins.
 #[inline(never)]
 fn round_trip(at: &mut Irql<Passive>) -> u32 {
     let taken = count(|| {

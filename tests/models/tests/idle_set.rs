@@ -1,12 +1,15 @@
 //! `idle_set`: no thread stays queued while a processor that may run it halts, knowing of nothing.
 //!
+//! `watch`: nobody asks a processor that doesn't look.
+//!
 //! The steps of going idle (kernel/ke/idle.rs, sched/balance.rs) and of queueing (sched/ready.rs) are copied, around the set as shipped. A
 //! queue's summary is an atomic that is read without a lock, as there; what is taken out of it is taken by an exchange, in place of the
 //! queue's lock. An interrupt is a word, which orders what came
 //! before it as `arch::apic::send` promises: the halt ends by it, and before the halt it may have come and gone, between the look and the test
 //! with IF=0. At the end each halted processor that was not interrupted since must have nothing to do.
 //! Bound: one idle processor and one or two threads queued elsewhere: complete. Two and two: at most three preemptions.
-//! A standby thread given to a processor as it goes idle, or comes back: complete.
+//! A standby thread given to a processor as it goes idle, or comes back; the same to one that watches before it halts, and a word about a
+//! thread to one that watches as an interrupt has it run something: complete.
 #![cfg(loom)]
 
 use loom::sync::Arc;
@@ -16,6 +19,7 @@ use models::{explore, on_processor};
 use sync::SpinLock;
 use sync::idle_set::IdleSet;
 use sync::irql::{Dispatch, PrcbLock};
+use sync::watch::Watch;
 
 struct Machine {
     idle: IdleSet,
@@ -202,5 +206,87 @@ fn a_standby_thread_is_given_to_a_processor_that_goes_idle() {
             ran || there.sent.load(Ordering::Relaxed) != 0,
             "halted with a standby thread, and nobody interrupts"
         );
+    });
+}
+
+/// The processor's last thread waits, and another processor gives it one: as it looks, as it watches, as it stops to, as it halts, or after.
+/// The watch is one look long.
+#[test]
+fn a_standby_thread_is_given_to_a_processor_that_watches() {
+    explore(None, || {
+        let there = Arc::new((
+            There {
+                idle: IdleSet::new(),
+                standby: SpinLock::new(false),
+                shows_standby: AtomicU32::new(0),
+                sent: AtomicU32::new(0),
+            },
+            Watch::new(),
+        ));
+        let theirs = there.clone();
+        let other = thread::spawn(move || {
+            let (theirs, watch) = &*theirs;
+            on_processor::<Dispatch, _>(1, |at| {
+                *theirs.standby.lock(at) = true;
+                theirs.shows_standby.store(1, Ordering::Relaxed);
+            });
+            if theirs.idle.get() & 1 != 0 {
+                theirs.idle.leave(0);
+            }
+            if !watch.ask() {
+                theirs.sent.swap(1, Ordering::Release);
+            }
+        });
+        let (there, watch) = &*there;
+        let mut ran = false;
+        let mut halted = false;
+        while !ran && !halted {
+            there.idle.enter(0);
+            if there.shows_standby.load(Ordering::Relaxed) != 0 || there.sent.swap(0, Ordering::Acquire) != 0
+            {
+                ran = there.take();
+                continue;
+            }
+            watch.begin();
+            let _ = watch.is_unasked();
+            if watch.end() {
+                ran = there.take();
+                assert!(ran, "asked to look, and nothing is there");
+                continue;
+            }
+            halted = there.idle.get() & 1 != 0 && there.shows_standby.load(Ordering::Relaxed) == 0;
+        }
+        other.join().unwrap();
+        assert!(
+            ran || there.sent.load(Ordering::Relaxed) != 0,
+            "halted with a standby thread, and nobody interrupts"
+        );
+    });
+}
+
+/// A processor that watches is interrupted, and runs what that brings, while another one tells it of a thread: the word reaches the switch,
+/// or the look behind it.
+#[test]
+fn a_processor_is_told_as_an_interrupt_ends_its_watch() {
+    explore(None, || {
+        let there = Arc::new((AtomicU32::new(0), AtomicU32::new(0), Watch::new()));
+        let theirs = there.clone();
+        let other = thread::spawn(move || {
+            let (told, sent, watch) = &*theirs;
+            told.swap(1, Ordering::Relaxed);
+            if !watch.ask() {
+                sent.swap(1, Ordering::Release);
+            }
+        });
+        let (told, sent, watch) = &*there;
+        watch.begin();
+        // The look of the interrupt's way out, which finds nothing asked; then `idle_gave_way`, and the request for another look.
+        let mut passed_on = told.swap(0, Ordering::Relaxed) != 0;
+        if watch.is_on() && watch.end() {
+            assert!(passed_on || told.load(Ordering::Relaxed) != 0, "asked, and the word isn't there");
+            passed_on = true;
+        }
+        other.join().unwrap();
+        assert!(passed_on || sent.load(Ordering::Relaxed) != 0, "told, and nobody looks");
     });
 }

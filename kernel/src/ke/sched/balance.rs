@@ -3,16 +3,17 @@
 
 use core::sync::atomic::Ordering;
 
-use sync::irql::{Dispatch, Irql, PrcbLock};
+use arch::service::NothingInService;
+use sync::irql::{Dispatch, Irql, Passive, PrcbLock};
 use sync::spin::SpinGuard;
 
 use super::super::prcb::{self, Prcb};
-use super::super::{clock, dispatch, thread::Thread};
+use super::super::{clock, thread::Thread};
 use super::decide::{PUSHED_AT_ONCE, belongs_elsewhere, keeps_its_boost_from};
 use super::local::IDLE;
 use super::queues::{Admitted, Queues, ThreadPtr};
-use super::ready;
 use super::schedulable::{Place, Schedulable};
+use super::{look, ready};
 
 /// A thread that was found queued so often, once a second, is relieved: after four to five seconds.
 const STARVES_AFTER: u8 = 5;
@@ -35,6 +36,31 @@ pub(in crate::ke) fn go_idle_look(here: &Prcb, at: &mut Irql<Dispatch>) -> bool 
         let there = unsafe { prcb::get_unchecked(other) }.prcb();
         there.sched.shared.summary() != 0 && steal(there, me, at)
     })
+}
+
+/// So often a processor looks whether somebody asks it, before it halts: some microseconds, in which a thread that was signalled there has
+/// answered. A halt and its end take longer than that on a virtual machine.
+const LOOKS: u32 = 32;
+
+/// Watches for a moment, as nothing was found to do, and makes the look that it is asked for. True: there was something. By the idle thread.
+pub(in crate::ke) fn watch(here: &Prcb, at: &mut Irql<Passive>) -> bool {
+    if prcb::count() == 1 {
+        return false;
+    }
+    let watch = &here.sched.watch;
+    watch.begin();
+    let mut left = LOOKS;
+    while watch.is_unasked() && left > 0 {
+        left -= 1;
+        arch::cpu::spin_hint();
+    }
+    if !watch.end() {
+        return false;
+    }
+    let mut at = at.raise::<Dispatch>();
+    // SAFETY: the idle thread, raised from PASSIVE: no handler is half-way here.
+    look::look(unsafe { NothingInService::assume() }, &mut at);
+    true
 }
 
 /// With IF=0: has this processor nothing to do since its look, and has nobody told it of a thread? What comes from here on
@@ -122,7 +148,7 @@ pub(super) fn ask_the_boosted(here: &Prcb, at: &mut Irql<Dispatch>) {
         };
         if asks {
             there.sched.ask_quantum_look();
-            dispatch::request_on(there);
+            ready::ask_to_look(there);
         }
     }
 }

@@ -8,7 +8,6 @@
 
 use sync::irql::{AtOrBelow, Below, Dispatch, Irql, ObjectLock, ThreadLock};
 
-use super::super::dispatch;
 use super::super::prcb::{self, Prcb};
 use super::super::thread::Thread;
 use super::decide::Changed;
@@ -172,6 +171,6 @@ fn tell_to_look(there: &Prcb, at: &mut Irql<ThreadLock>) {
     let (here, _) = Prcb::here(at);
     // Here, the way out looks.
     if here.number() != there.number() {
-        dispatch::request_on(there);
+        ready::ask_to_look(there);
     }
 }

@@ -20,6 +20,7 @@ use sync::SpinLock;
 use sync::idle_set::IdleSet;
 use sync::irql::{Dispatch, Irql, PrcbLock};
 use sync::lock_set::Lockable;
+use sync::watch::Watch;
 
 use super::super::prcb::Prcb;
 use super::super::thread::{Name, Thread, left_for_good};
@@ -48,6 +49,8 @@ pub struct PerProcessor {
     pub(super) quantum_look: AtomicBool,
     /// A thread was queued elsewhere, says who queued it, and this processor is to look for it (S4): any sets it, own processor clears it.
     pub(super) told: AtomicBool,
+    /// In which others ask for a look as it is idle (S5).
+    pub(super) watch: Watch,
     /// `verify`, I2.
     #[cfg(feature = "verifier")]
     pub(super) leaves: AtomicPtr<Thread>,
@@ -73,6 +76,7 @@ impl PerProcessor {
             switched_from: AtomicPtr::new(ptr::null_mut()),
             quantum_look: AtomicBool::new(false),
             told: AtomicBool::new(false),
+            watch: Watch::new(),
             #[cfg(feature = "verifier")]
             leaves: AtomicPtr::new(ptr::null_mut()),
             starved_at: AtomicU64::new(0),
@@ -182,8 +186,14 @@ fn take_next(here: &Prcb, queues: &mut Queues) -> ThreadPtr {
 /// runs next is asked for it. A wait that nothing was made ready before has none in view, so [`block`] asks nothing.
 pub(in crate::ke) fn leave_a_look(at: &mut Irql<Dispatch>) {
     let (here, _) = Prcb::here(at);
+    leave_look_of(here);
+}
+
+/// The same where the lock of the queues of `here`, the caller's processor, may be held: it takes none, and reads what only a look here clears.
+#[inline(always)]
+fn leave_look_of(here: &Prcb) {
     if here.sched.quantum_look.load(Ordering::Relaxed) {
-        // SAFETY: DISPATCH.
+        // SAFETY: DISPATCH, says who has a reference to its own block.
         unsafe { arch::pcr::request_dispatch() };
     }
 }
@@ -220,12 +230,11 @@ pub(in crate::ke) unsafe fn leave_for_good(
 ) -> ! {
     // SAFETY: the caller's.
     let successor = joins.filter(|joins| unsafe { ready::succeed(joins, at) });
-    // Whom its end made ready here, for one.
-    leave_a_look(at);
     let (here, at) = Prcb::here(at);
     let me = running();
+    // From here on this processor's `PrcbLock` is held without a guard, so the token takes no more.
     let next = match successor {
-        // It left this processor's `PrcbLock` held.
+        // It left it held.
         Some(next) => next.part(),
         None => {
             let mut guard = here.sched.queues.lock(at);
@@ -234,6 +243,8 @@ pub(in crate::ke) unsafe fn leave_for_good(
             next
         }
     };
+    // Whom its end made ready here, for one.
+    leave_look_of(here);
     // It was charged before it was signalled; what came since is the next one's.
     me.sched.set_packed_place(here.sched.ends_here);
     // SAFETY: as in `block`.

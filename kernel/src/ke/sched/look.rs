@@ -161,6 +161,13 @@ pub(super) fn gave_way(here: &Prcb, me: &Thread) {
 
 #[inline(always)]
 fn idle_gave_way(here: &Prcb) {
+    // Before what it may have been asked for is looked at.
+    if here.sched.watch.is_on() && here.sched.watch.end() {
+        cold_path();
+        // What this switch is not for: there is another look behind it.
+        // SAFETY: DISPATCH.
+        unsafe { arch::pcr::request_dispatch() };
+    }
     if IDLE.get() >> here.number() & 1 != 0 {
         IDLE.leave(here.number());
     }

@@ -11,6 +11,7 @@
 //!             S3 a thread is standby at p => p is asked for a look, or is about to make one.
 //!             S4 a processor halts => since it last set its bit in the idle set it has found no thread that may run there queued anywhere,
 //!                and the bit is still set: who has queued one since clears it and interrupts (`sync::idle_set`).
+//!             S5 a processor that is asked for a look is interrupted, or watches, and looks when it stops (`sync::watch`).
 //! Switch:     `PrcbLock` of the processor is held across it, taken on the old stack and released on the new one (`local`): what
 //!             was queued can't be taken before its context is saved. A thread that waits is in no queue; there
 //!             `sync::handoff` does the same.
@@ -45,7 +46,7 @@ pub(in crate::ke) use super::hosted::sched::{
     after_signal, block, leave_a_look, make_ready, make_ready_and_leave,
 };
 #[cfg(target_os = "none")]
-pub(in crate::ke) use balance::{go_idle_look, may_halt};
+pub(in crate::ke) use balance::{go_idle_look, may_halt, watch};
 #[cfg(target_os = "none")]
 pub(in crate::ke) use change::runs_on;
 #[cfg(target_os = "none")]

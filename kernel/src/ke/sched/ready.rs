@@ -212,16 +212,20 @@ fn put<L: Below<ThreadLock>>(thread: &Thread, increment: u8, at: &mut Irql<L>) {
     place(thread, at);
 }
 
-/// Gives `thread`, which the caller has to itself, a processor. Under its lock. If it is this one, the caller's way out looks.
+/// Gives `thread`, which the caller has to itself, a processor. Under its lock. If it is this one, that wants a look
+/// ([`wants_look`](super::local::PerProcessor::wants_look)), which the caller's way out makes, or leaves to who runs next.
 #[inline(always)]
 pub(super) fn place(thread: &Thread, at: &mut Irql<ThreadLock>) {
     let (here, at) = Prcb::here(at);
     let target = choose_from(here, &thread.sched);
-    let _ = place_on(thread, target, at);
+    if place_on(thread, target, at) {
+        let (here, _) = Prcb::here(at);
+        debug_assert!(here.sched.wants_look(), "a look that nobody will make");
+    }
 }
 
 /// Gives `thread` to `target`, which was chosen, or chooses again where that has something better to do by now. Under its lock. True: this
-/// processor is to look.
+/// processor is to look, as it says itself from now on.
 #[inline(never)]
 fn place_on(thread: &Thread, mut target: u32, at: &mut Irql<ThreadLock>) -> bool {
     let (here, at) = Prcb::here(at);
@@ -262,7 +266,7 @@ fn place_on(thread: &Thread, mut target: u32, at: &mut Irql<ThreadLock>) -> bool
             }
         };
         if look && target != here.number() {
-            dispatch::request_on(there);
+            ask_to_look(there);
         }
         return look && target == here.number();
     }
@@ -306,7 +310,15 @@ fn tell(idle: u32) {
     let there = unsafe { prcb::get_unchecked(idle) }.prcb();
     there.sched.told.store(true, Ordering::Relaxed);
     there.sched.ask_quantum_look();
-    dispatch::request_on(there);
+    ask_to_look(there);
+}
+
+/// Another processor is to look, at what was stored before this: it is interrupted, or asked if it watches.
+#[inline(always)]
+pub(super) fn ask_to_look(there: &Prcb) {
+    if !there.sched.watch.ask() {
+        dispatch::request_on(there);
+    }
 }
 
 /// This processor runs something, and was told of a thread that it has not looked for: whoever is idle is to look.

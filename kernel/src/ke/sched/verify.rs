@@ -33,6 +33,8 @@ enum Violation {
     RunsWhileItWaits = 0x2004,
     /// 0, the priorities that are queued: nothing will look at them (sched, S2).
     QueuedWithoutATick = 0x2005,
+    /// The processor that switches to it, which still seems to watch: who asks it for a look sends no interrupt (`sync::watch`, I1).
+    RunsWhileItWatches = 0x2006,
 }
 
 fn violated(what: Violation, thread: &Thread, expected: u64, found: u64) -> ! {
@@ -51,6 +53,9 @@ pub(super) fn before_switch(here: &Prcb, from: &Thread, next: &Thread) {
     let queued = here.sched.shared.summary();
     if queued != 0 && !here.tick.has_quantum() && !here.sched.quantum_look.load(Ordering::Relaxed) {
         violated(Violation::QueuedWithoutATick, next, 0, queued.into());
+    }
+    if here.sched.watch.is_on() {
+        violated(Violation::RunsWhileItWatches, next, number.into(), 0);
     }
     let on = next.stack_user.swap(number + 1, Ordering::Relaxed);
     if on != 0 {
