@@ -50,6 +50,10 @@ pub(super) const CRASHES: &[Crash] = &[
     told_of_a_wait("locks_in_a_chain", "again: deadlock, 3 threads"),
     // One that sleeps has what another waits for.
     told_of_a_wait("held_for_long", "\"sleeper\", which waits for time"),
+    // The thread that waits, the object, the thread that let go of it signalled.
+    crash("signalled_behind_its_lock", 2, VERIFIER, [Is(0x2007), Any, Any, Any]),
+    // The thread that waited, how its wait ended, the thread that ended it.
+    crash("wakeup_dropped", 2, VERIFIER, [Is(0x2008), Any, Is(0), Any]).with(&["wait_limit=300"]),
     // The page below the stack takes the first fault, and its frame cannot be pushed: a double fault.
     crash("stack_overflow", 2, TRAP, [Is(8), Any, Any, Any]),
     // A Rust panic counts as an exception that nothing handles, with a status of its own.

@@ -53,7 +53,7 @@ impl Event {
         L: Below<ObjectLock> + AtOrBelow<Dispatch>,
     {
         let mut raised = at.raise::<Dispatch>();
-        let guard = self.header.word.lock(&mut raised);
+        let guard = self.header.lock(&mut raised);
         let before = self.header.signal_state();
         // SAFETY: the lock is held.
         if unsafe { self.header.first_waiter() }.is_null() {
@@ -86,7 +86,7 @@ impl Event {
     pub(super) fn set_and_stay(&self, increment: u8, at: &mut Irql<Dispatch>) {
         let mut woken = Woken::new();
         {
-            let _guard = self.header.word.lock(&mut *at);
+            let _guard = self.header.lock(&mut *at);
             self.header.set_signal_state(1);
             // SAFETY: the lock is held.
             unsafe { woken.satisfy(&self.header) };
@@ -104,7 +104,7 @@ impl Event {
         let mut raised = at.raise::<Dispatch>();
         let mut woken = Woken::new();
         let before = {
-            let mut guard = self.header.word.lock(&mut raised);
+            let mut guard = self.header.lock(&mut raised);
             let (_, _inner) = guard.parts();
             let before = self.header.signal_state();
             self.header.set_signal_state(1);
@@ -127,7 +127,7 @@ impl Event {
     where
         L: Below<ObjectLock> + AtOrBelow<Dispatch>,
     {
-        let mut guard = self.header.word.lock(at);
+        let mut guard = self.header.lock(at);
         let _ = guard.parts();
         let before = self.header.signal_state();
         self.header.set_signal_state(0);

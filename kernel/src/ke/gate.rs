@@ -34,7 +34,7 @@ impl Gate {
         L: Below<ObjectLock> + AtOrBelow<Dispatch>,
     {
         let mut raised = at.raise::<Dispatch>();
-        let guard = self.header.word.lock(&mut raised);
+        let guard = self.header.lock(&mut raised);
         if self.header.signal_state() > 0 {
             return;
         }

@@ -150,7 +150,7 @@ impl Mutant {
         // SAFETY: used by this thread's code alone.
         let me = unsafe { thread::current(at).unbound() };
         let mut raised = at.raise::<Dispatch>();
-        let guard = self.header.word.lock(&mut raised);
+        let guard = self.header.lock(&mut raised);
         let before = self.header.signal_state();
         if before != 0 {
             cold_path();
@@ -190,7 +190,7 @@ pub(super) fn abandon_all(me: &Thread, at: &mut Irql<Dispatch>) {
     while let Some(mutant) = unsafe { me.held.first() } {
         let mut woken = Woken::new();
         {
-            let _guard = mutant.header.word.lock(&mut *at);
+            let _guard = mutant.header.lock(&mut *at);
             // SAFETY: the lock is held; nobody but this thread releases it.
             unsafe { me.held.release(mutant) };
             // SAFETY: under the lock.

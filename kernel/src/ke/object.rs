@@ -10,6 +10,10 @@
 //! IRQL:       at or below DISPATCH.
 //! Invariants: I1 `waiters` is the list of the wait blocks that are registered here, in the order of their waits; it changes under
 //!                the lock. Empty: the first is null, so that an object can be made in a constant and moved while nobody waits.
+//!             I2 its lock is free, and it is signalled => the waits for it alone, or for any, of those that are registered are over. So
+//!                who signals it ends them before it lets go of the lock, and who registers has found it not signalled under
+//!                the same lock. But for a queue, whose entries wait for room, and a thread's own timer as its timeout. Checked build, at
+//!                each release by [`HeaderGuard`].
 //! Sources:    WDK `wdm.h`, DISPATCHER_HEADER.
 
 use core::cell::UnsafeCell;
@@ -17,8 +21,8 @@ use core::ptr;
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use arch::trace::{self, Kind, about};
-use sync::bit_lock::LockWord;
-use sync::irql::ObjectLock;
+use sync::bit_lock::{HeldBit, LockWord, WordGuard};
+use sync::irql::{Below, Irql, ObjectLock};
 
 use super::wait::block::WaitBlock;
 
@@ -102,6 +106,17 @@ impl Header {
             about(Kind::Signal, self.kind().into(), self, state as u64);
         }
         self.signal_state.store(state, Ordering::Relaxed);
+    }
+
+    /// Takes its lock.
+    #[inline(always)]
+    #[cfg_attr(feature = "verifier", track_caller)]
+    pub(crate) fn lock<'a, L: Below<ObjectLock>>(&'a self, at: &'a mut Irql<L>) -> HeaderGuard<'a> {
+        HeaderGuard {
+            #[cfg(feature = "verifier")]
+            left: super::wait::lost::OnRelease(self),
+            guard: self.word.lock(at),
+        }
     }
 
     /// The object's type.
@@ -190,5 +205,27 @@ impl Header {
                 None => waiters.last = previous,
             }
         }
+    }
+}
+
+/// The object's lock is held. Fields drop in order: first the look at what is left behind (I2), then the lock.
+pub(crate) struct HeaderGuard<'a> {
+    #[cfg(feature = "verifier")]
+    #[expect(dead_code, reason = "for its drop")]
+    left: super::wait::lost::OnRelease<'a>,
+    guard: WordGuard<'a, ObjectLock>,
+}
+
+impl<'a> HeaderGuard<'a> {
+    /// The lock's other bits and the token.
+    #[inline(always)]
+    pub(crate) fn parts(&mut self) -> (&mut HeldBit<'a, ObjectLock>, &mut Irql<ObjectLock>) {
+        self.guard.parts()
+    }
+
+    /// The lock's other bits.
+    #[inline(always)]
+    pub(crate) fn bits(&self) -> u32 {
+        self.guard.bits()
     }
 }

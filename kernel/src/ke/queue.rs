@@ -204,7 +204,7 @@ impl Queue {
         let mut raised = at.raise::<Dispatch>();
         let mut woken = Woken::new();
         let before = {
-            let mut guard = self.header.word.lock(&mut raised);
+            let mut guard = self.header.lock(&mut raised);
             let _ = guard.parts();
             let before = self.len();
             // SAFETY: the lock is held; in no queue, by the exchange.
@@ -317,7 +317,7 @@ impl Queue {
     pub(super) fn stops(&self, at: &mut Irql<Dispatch>) {
         let mut woken = Woken::new();
         {
-            let mut guard = self.header.word.lock(&mut *at);
+            let mut guard = self.header.lock(&mut *at);
             let _ = guard.parts();
             self.change_running(-1);
             // SAFETY: the lock is held.
@@ -329,7 +329,7 @@ impl Queue {
 
     /// A thread of this queue has waited.
     pub(super) fn goes_on(&self, at: &mut Irql<Dispatch>) {
-        let mut guard = self.header.word.lock(at);
+        let mut guard = self.header.lock(at);
         let _ = guard.parts();
         self.change_running(1);
     }
@@ -345,7 +345,7 @@ impl Queue {
     {
         loop {
             let entry = {
-                let mut guard = self.header.word.lock(at);
+                let mut guard = self.header.lock(at);
                 let _ = guard.parts();
                 // SAFETY: the lock is held.
                 unsafe {

@@ -52,7 +52,7 @@ impl Semaphore {
         L: Below<ObjectLock> + AtOrBelow<Dispatch>,
     {
         let mut raised = at.raise::<Dispatch>();
-        let guard = self.header.word.lock(&mut raised);
+        let guard = self.header.lock(&mut raised);
         let before = self.header.signal_state();
         let after = before.checked_add(adjustment).filter(|&after| adjustment > 0 && after <= self.limit);
         let Some(after) = after else { return Err(NtStatus::SEMAPHORE_LIMIT_EXCEEDED) };

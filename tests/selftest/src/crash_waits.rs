@@ -1,7 +1,8 @@
-//! Threads that wait for each other: the report of it (`kernel::ke::wait::chain`) is in the log before the bugcheck that ends the run.
+//! Threads that wait for each other: the report of it (`kernel::ke::wait::chain`) is in the log before the bugcheck that ends the run. And
+//! wakeups that are lost, which are bugchecks by themselves (`kernel::ke::wait::lost`).
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use kernel::ex::{GuardedMutex, Resource};
 use kernel::ke::bugcheck::{StopCode, bugcheck};
@@ -9,7 +10,7 @@ use kernel::ke::event::{Event, EventKind};
 use kernel::ke::mutant::Mutant;
 use kernel::ke::thread::{self, Name, Options, ThreadRef};
 use kernel::ke::timer::Due;
-use kernel::ke::wait::{self, CanWait, Waitable, delay};
+use kernel::ke::wait::{self, CanWait, Waitable, delay, lost};
 use sync::irql::{Irql, Passive};
 use sync::resource::Access;
 
@@ -28,6 +29,24 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> bool {
             let ends = spawn("ends", wants_the_mutex, 0, at);
             spawn("joins", joins_with_the_resource, ends.into_raw().as_ptr().expose_provenance(), at);
             spawn("has both", wants_the_resource, 0, at);
+        }
+        "signalled_behind_its_lock" => {
+            static SIGNALLED_BY_HAND: Event = Event::new(EventKind::Notification, false);
+            spawn("waits", |at, _| _ = wait::for_single(&SIGNALLED_BY_HAND, None, at), 0, at);
+            let _ = delay(Due::In(20 * MILLISECOND), at);
+            // SAFETY: its header's signal state, an atomic, as NT's layout has it.
+            let state = unsafe { &*(&raw const SIGNALLED_BY_HAND).byte_add(4).cast::<AtomicI32>() };
+            state.store(1, Ordering::Relaxed);
+            // It takes the lock, and takes nothing: so the one that waits is found.
+            let _ = wait::poll(&SIGNALLED_BY_HAND, at);
+        }
+        "wakeup_dropped" => {
+            static NEVER_SET: Event = Event::new(EventKind::Notification, false);
+            let waits = spawn("waits", |at, _| _ = wait::for_single(&NEVER_SET, None, at), 0, at);
+            let _ = delay(Due::In(20 * MILLISECOND), at);
+            lost::drop_the_wakeup_of(&waits);
+            // However long that takes to be found.
+            let _ = wait::for_single(&NEVER_SET, None, at);
         }
         "held_for_long" => {
             spawn("sleeper", |at, _| sleeps_with(&MUTANTS[0], at), 0, at);

@@ -216,6 +216,8 @@ fn vacate(me: &Thread, at: &mut Irql<Dispatch>, nothing: NothingInService) {
     debug_assert_eq!(woken, Wake::Later, "it runs here");
     // SAFETY: woken just now, once.
     unsafe { local::block(at, nothing) };
+    #[cfg(feature = "verifier")]
+    super::super::wait::lost::wait_is_over(me);
 }
 
 /// Lets another ready thread of the same priority, or above, run. False: there was none on this processor.

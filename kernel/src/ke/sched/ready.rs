@@ -39,7 +39,10 @@ pub(in crate::ke) unsafe fn make_ready<L: Below<ThreadLock>>(
     about(Kind::Ready, increment.into(), thread, 0);
     thread.increment.store(increment, Ordering::Relaxed);
     match thread.handoff.wake() {
-        Wake::Now => put(thread, increment, at),
+        Wake::Now => {
+            given(thread);
+            put(thread, increment, at);
+        }
         Wake::Later => {}
     }
 }
@@ -61,8 +64,16 @@ pub(in crate::ke) unsafe fn make_ready_and_leave<L: Level>(
         cold_path();
         return;
     }
+    given(thread);
     // SAFETY: the wait is over, the thread saved and the caller's.
     unsafe { put_and_leave::<L>(thread, increment, at) };
+}
+
+/// For the checked build: `thread`, whose wait is over, is about to be given a processor.
+#[inline(always)]
+fn given(_thread: &Thread) {
+    #[cfg(feature = "verifier")]
+    super::super::wait::lost::given(_thread);
 }
 
 /// A new thread, by code that raised from L and holds no lock.
@@ -166,6 +177,7 @@ pub(super) unsafe fn succeed(thread: &Thread, at: &mut Irql<Dispatch>) -> bool {
         cold_path();
         return false;
     }
+    given(thread);
     let mut guard = thread.lock.lock(at);
     let ((), at) = guard.parts();
     let (here, at) = Prcb::here(at);
@@ -194,6 +206,7 @@ fn choose_from(here: &Prcb, it: &Schedulable) -> u32 {
 /// [`make_ready`] came while it still was on its stack, which it has left now.
 #[cold]
 pub(super) fn woken_before_it_was_saved(thread: &Thread, at: &mut Irql<Dispatch>) {
+    given(thread);
     put(thread, thread.increment.load(Ordering::Relaxed), at);
     let (here, _) = Prcb::here(at);
     if here.sched.wants_look() {

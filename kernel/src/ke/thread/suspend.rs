@@ -171,7 +171,7 @@ impl Thread {
         }
         let resumed = &self.suspension.resumed;
         let (before, first) = {
-            let mut guard = resumed.word.lock(at);
+            let mut guard = resumed.lock(at);
             let _ = guard.parts();
             let before = self.count(count).load(Ordering::Relaxed);
             if before == MAXIMUM_SUSPEND_COUNT {
@@ -199,7 +199,7 @@ impl Thread {
         let mut raised = at.raise::<Dispatch>();
         let mut woken = Woken::new();
         let before = {
-            let mut guard = resumed.word.lock(&mut raised);
+            let mut guard = resumed.lock(&mut raised);
             let _ = guard.parts();
             let before = self.count(count).load(Ordering::Relaxed);
             if before == 0 {

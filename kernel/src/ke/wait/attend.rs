@@ -39,7 +39,10 @@ pub(super) fn block_for_its_queue(
     at: &mut Irql<Dispatch>,
     nothing: NothingInService,
 ) -> NtStatus {
-    attend::<false>(me, open, at, nothing)
+    let status = attend::<false>(me, open, at, nothing);
+    #[cfg(all(target_os = "none", feature = "verifier"))]
+    super::lost::wait_is_over(me);
+    status
 }
 
 /// `COUNTED`: if it belongs to a queue, that counts it, and does without it while it waits.

@@ -38,6 +38,7 @@ use super::super::object::{Header, kind};
 use super::super::thread::{Name, Thread, ThreadRef};
 use super::super::timer::{Due, Options, Timer, TimerKind};
 use super::super::{clock, mutant, thread};
+use super::lost;
 
 /// Limit in 100 ns; 0: nothing is told. Written at the start.
 static LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_MILLISECONDS * MILLISECOND);
@@ -126,6 +127,8 @@ pub(in crate::ke) struct Blocked {
     since: AtomicU64,
     /// `since` of the last wait that was judged.
     judged: AtomicU64,
+    /// `super::lost`.
+    pub(in crate::ke) lost: lost::Part,
     /// C1; under the list's lock.
     next: Cell<*const Thread>,
     previous: Cell<*const Thread>,
@@ -138,6 +141,7 @@ impl Blocked {
             behind: Cell::new(None),
             since: AtomicU64::new(0),
             judged: AtomicU64::new(0),
+            lost: lost::Part::new(),
             next: Cell::new(ptr::null()),
             previous: Cell::new(ptr::null()),
         }
@@ -183,7 +187,13 @@ pub(super) fn begin(me: &Thread, what: For, at: &mut Irql<Dispatch>) -> Noted {
 /// It goes on: nobody looks at what it waited for any more.
 pub(super) fn end(me: &Thread, _: Noted, at: &mut Irql<Dispatch>) {
     me.blocked.since.store(0, Ordering::Relaxed);
+    lost::wait_is_over(me);
     *me.blocked.note.lock(at) = None;
+}
+
+/// Is `thread` in a wait that is noted? For who holds the list's lock.
+pub(super) fn is_noted(thread: &Thread) -> bool {
+    thread.blocked.since.load(Ordering::Relaxed) != 0
 }
 
 /// C4.
@@ -212,6 +222,7 @@ fn look(at: &mut Irql<Dispatch>) {
     let (now, limit) = (clock::interrupt_time_precise(), LIMIT.load(Ordering::Relaxed));
     let mut found = [const { None }; AT_ONCE];
     let next = collect(&mut found, now, limit, at);
+    lost::look(at);
     for thread in found.into_iter().flatten() {
         judge(&thread, now, at);
     }
@@ -278,7 +289,7 @@ pub(in crate::ke) fn leave(me: &Thread, at: &mut Irql<Dispatch>) {
 }
 
 /// Calls `f` with each thread of the list, until it breaks.
-fn for_each<R>(at: &mut Irql<Dispatch>, mut f: impl FnMut(&Thread) -> Option<R>) -> Option<R> {
+pub(super) fn for_each<R>(at: &mut Irql<Dispatch>, mut f: impl FnMut(&Thread) -> Option<R>) -> Option<R> {
     let _live = LIVE.lock(at);
     let mut next = FIRST.load(Ordering::Relaxed).cast_const();
     // SAFETY: C1.

@@ -25,6 +25,8 @@ mod attend;
 pub mod block;
 #[cfg(all(target_os = "none", feature = "verifier"))]
 pub mod chain;
+#[cfg(feature = "verifier")]
+pub mod lost;
 mod multiple;
 pub(in crate::ke) mod signal;
 mod signal_first;

@@ -173,7 +173,7 @@ fn register_each(
 ) -> (usize, Result<(), u32>) {
     for (index, (object, block)) in objects.iter().zip(blocks).enumerate() {
         let object = object.header();
-        let mut guard = object.word.lock(&mut *at);
+        let mut guard = object.lock(&mut *at);
         let (_, _inner) = guard.parts();
         if signal::is_free(object, object.kind(), me) {
             if !me.wait.withdraw(index as u32) {

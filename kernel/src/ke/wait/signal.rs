@@ -151,6 +151,7 @@ impl Woken {
                     let status = u32::from(block.key()) | abandoned(header);
                     match thread.wait.claim(status) {
                         Claim::Wake => {
+                            won(thread);
                             take(header, header.kind(), thread);
                             header.unregister(block);
                             self.ready.push(thread);
@@ -172,6 +173,13 @@ impl Woken {
     }
 }
 
+/// For the checked build: who ended the wait of `thread`.
+#[inline(always)]
+fn won(_thread: &Thread) {
+    #[cfg(all(target_os = "none", feature = "verifier"))]
+    super::lost::won(_thread);
+}
+
 /// The usual signal of an object that releases one: the first that waits has committed, and waits for this object or for any. Its wait is
 /// over by this, and the thread the caller's to make ready; the object is taken by that. `None`: nothing was done.
 ///
@@ -187,6 +195,7 @@ pub(in crate::ke) unsafe fn claim_first<'a>(header: &Header) -> Option<&'a Threa
             cold_path();
             return None;
         }
+        won(thread);
         header.unregister_first(block);
         Some(thread)
     }
@@ -196,7 +205,7 @@ pub(in crate::ke) unsafe fn claim_first<'a>(header: &Header) -> Option<&'a Threa
 /// several, they were made so.
 #[inline(always)]
 pub(in crate::ke) fn end_of<'a>(header: &Header, at: &mut Irql<Dispatch>) -> Option<&'a Thread> {
-    let guard = header.word.lock(&mut *at);
+    let guard = header.lock(&mut *at);
     header.set_signal_state(1);
     // SAFETY: the lock is held.
     if unsafe { header.first_waiter() }.is_null() {
@@ -291,6 +300,7 @@ unsafe fn look_at_all(thread: &Thread, at: &mut Irql<Dispatch>) -> bool {
         // SAFETY: as above, for the objects: they stay while somebody waits for them.
         let taken = unsafe { take_all(blocks, thread, at) };
         if let Some(status) = taken {
+            won(thread);
             thread.wait.satisfied(status.0);
             return true;
         }

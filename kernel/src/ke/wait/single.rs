@@ -120,7 +120,7 @@ fn attempt<L: CanWait>(
     let nothing = at.nothing_in_service();
     let mut raised = at.raise::<Dispatch>();
     {
-        let mut guard = object.word.lock(&mut raised);
+        let mut guard = object.lock(&mut raised);
         let (_, _inner) = guard.parts();
         let state = object.signal_state();
         if signal::is_free_in(state, object, kind, me) {
@@ -162,7 +162,7 @@ where
     let mut raised = at.raise::<Dispatch>();
     // SAFETY: used by this thread's code alone. In a DPC it is the interrupted thread, which then takes the object, as on NT.
     let me = unsafe { thread::current(&*raised).unbound() };
-    let mut guard = object.word.lock(&mut raised);
+    let mut guard = object.lock(&mut raised);
     let (_, _inner) = guard.parts();
     if !signal::is_free(object, kind, me) {
         return NtStatus::TIMEOUT;
@@ -180,7 +180,7 @@ pub(super) unsafe fn unregister(
     block: *mut super::block::WaitBlock,
     at: &mut Irql<Dispatch>,
 ) {
-    let mut guard = object.word.lock(at);
+    let mut guard = object.lock(at);
     let _ = guard.parts();
     // SAFETY: the lock is held.
     unsafe { object.unregister(block) };

@@ -108,7 +108,7 @@ pub(super) fn attempt_raised(
         arm(me, due, at);
     }
     let ended = {
-        let mut guard = object.word.lock(&mut *at);
+        let mut guard = object.lock(&mut *at);
         let (_, _inner) = guard.parts();
         if signal::is_free(object, object.kind(), me) && me.wait.withdraw(NtStatus::SUCCESS.0) {
             // SAFETY: locked, and free; the wait is over by this thread.
@@ -152,7 +152,7 @@ pub(in crate::ke) fn in_queue<L: CanWait>(
         arm(me, due, &mut at);
     }
     let ended = {
-        let mut guard = object.word.lock(&mut at);
+        let mut guard = object.lock(&mut at);
         let (_, _inner) = guard.parts();
         if queue.has_entry_and_room() {
             Err(if me.wait.withdraw(NtStatus::SUCCESS.0) {
