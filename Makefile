@@ -1,7 +1,7 @@
 # Every command of the project. `ci/setup.sh` first makes what is missing; the `ci` crate does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help smp test trace explore replay run debug iso bochs boot-loop boot-time crash bench bench-check profile mutants size model doc fmt lint unsafe clean
+.PHONY: help smp test trace explore replay run debug iso bochs boot-loop boot-time crash bench bench-check lines profile mutants size model doc fmt lint unsafe clean
 
 CARGO ?= cargo
 CI := $(CARGO) run --quiet --package ci --
@@ -94,6 +94,10 @@ bench-check: ## [15 s] The same, and fail on a bound exceeded or growth over the
 	@ci/setup.sh run
 	@$(CI) codegen
 	@$(CI) bench --check
+
+lines: ## [10 s] Follow pairs of threads, each bound to a processor: no cache line that one writes may be touched by another
+	@ci/setup.sh run
+	@$(CI) lines
 
 profile: ## [20 s] Where a run's instructions go: a table and a flame graph (ONLY=part | BENCH=1 | ROUNDS=2000, EVERY=20011 FIRST=0 SEED=1)
 	@ci/setup.sh debug

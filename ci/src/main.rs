@@ -23,6 +23,7 @@ mod explore;
 mod guest;
 mod hang;
 mod image;
+mod lines;
 mod loops;
 mod memory;
 mod models;
@@ -166,6 +167,8 @@ enum Command {
     Bochs(bochs::Args),
     /// Disassemble operations that must be a few given instructions.
     Codegen,
+    /// Follow pairs of threads, each bound to a processor: no cache line that one writes may be touched by another.
+    Lines,
     /// Try seeded bugs: each must be caught by the check that its patch names.
     Mutants {
         /// Only those whose name contains this, or one of several texts with commas between.
@@ -257,6 +260,7 @@ fn execute(command: Command) -> Result<u8> {
         Command::Profile(plan) => profile::run(&plan),
         Command::Bochs(args) => bochs::run(&args),
         Command::Codegen => codegen::check(),
+        Command::Lines => lines::check(),
         Command::Mutants { list: true, .. } => mutants::list(),
         Command::Mutants { sample: true, .. } => mutants::run(mutants::Choice::Sample),
         Command::Mutants { only, .. } => mutants::run(mutants::Choice::Named(only.as_deref())),

@@ -87,6 +87,11 @@ const STEPS: &[Step] = &[
     Step { name: "crash", what: "deliberate bugchecks and their reports", run: crashes },
     Step { name: "codegen", what: "operations that must be a few given instructions", run: generated_code },
     Step {
+        name: "lines",
+        what: "pairs on different processors share no written cache line",
+        run: shared_lines,
+    },
+    Step {
         name: "bench",
         what: "instructions per operation, against bounds and baseline",
         run: count_instructions,
@@ -536,6 +541,14 @@ fn crashes() -> Result<Done> {
 
 fn generated_code() -> Result<Done> {
     zero(codegen::check()?)
+}
+
+/// What pairs of threads on different processors share.
+fn shared_lines() -> Result<Done> {
+    if let Err(why) = Qemu::find()?.accel(Some(Accel::Icount)) {
+        return Ok(Done::Skipped(format!("{why:#}")));
+    }
+    zero(lines::check()?)
 }
 
 fn count_instructions() -> Result<Done> {

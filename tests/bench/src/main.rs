@@ -30,6 +30,8 @@ mod ipi;
 #[cfg(target_os = "none")]
 mod irql;
 #[cfg(target_os = "none")]
+mod lines;
+#[cfg(target_os = "none")]
 mod locks;
 #[cfg(target_os = "none")]
 mod measure;

@@ -24,7 +24,7 @@ use kernel::ke::{clock, prcb};
 use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::rows::{self, Probe, Row};
-use crate::{calibrate, measure, park};
+use crate::{calibrate, lines, measure, park};
 
 /// Samples of a row.
 const SAMPLES: usize = 1024;
@@ -32,6 +32,9 @@ const SAMPLES: usize = 1024;
 const WARM_UP: usize = 32;
 
 pub(crate) fn main(at: &mut Irql<Passive>) -> Outcome {
+    if CommandLine::new(facts().info.command_line).has("lines") {
+        return lines::run(at);
+    }
     measure::learn_cost();
     let count = prcb::count();
     let alone = count == 1;
