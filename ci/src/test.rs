@@ -14,8 +14,8 @@ use crate::qemu::{Accel, Qemu};
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
 use crate::{
-    bench, bochs, codegen, crash, debug, explore, loops, models, mutants, process, profile, recording, size,
-    skips, trace, unsafe_count,
+    bench, bochs, codegen, crash, debug, explore, lines, loops, models, mutants, process, profile, recording,
+    size, skips, trace, unsafe_count,
 };
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
@@ -478,7 +478,7 @@ fn fair() -> Result<Done> {
     if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
         return Ok(Done::Skipped(format!("{why:#}")));
     }
-    for cpus in [1, 2, 4, 8] {
+    for cpus in [1, 2, 4, 8, 16] {
         let (accel, append) = (Some(Accel::IcountBlocks), vec!["only=fair::".to_owned()]);
         match judged(&GuestArgs { cpus, accel, append, ..GuestArgs::default() })? {
             Done::Passed => {}

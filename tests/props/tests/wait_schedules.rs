@@ -526,3 +526,55 @@ fn interrupts_with_an_apc_and_a_signal() {
         judge_any,
     );
 }
+
+/// A thread ends, with what it holds, while its processor is interrupted: who waits for all of that and for its end, no longer than until the
+/// interrupt's work says that it is late, has all or nothing.
+#[test]
+fn interrupts_of_an_exit() {
+    fn joins(scene: &'static Scene, at: &mut Irql<Passive>) -> i64 {
+        let ends = scene.machine.thread(WAITER);
+        let objects: [&dyn Waitable; 3] = [&scene.mutants[1], &scene.mutants[0], ends];
+        let status = wait::for_all(&objects, None, Some(Due::In(TICK)), at);
+        if status != NtStatus::TIMEOUT {
+            release_both(scene, at);
+        }
+        said(status)
+    }
+    let mut results = Vec::new();
+    for point in 0.. {
+        let machine = machine();
+        let scene = Scene::new(machine);
+        machine.tell(WAITER, |at| hold_both(scene, at));
+        assert_eq!(machine.tell(OTHER, |at| joins(scene, at)), Stage::Waiting);
+        let [came, reached] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let once = {
+            let came = came.clone();
+            move |at: &mut Irql<Dispatch>| {
+                if !came.swap(true, Ordering::Relaxed) {
+                    scene.machine.advance_here(2 * TICK, at);
+                }
+            }
+        };
+        let (handler, arrived) = (once.clone(), reached.clone());
+        machine.tell(WAITER, move |at| {
+            // SAFETY: the interrupted code is below DISPATCH, where this thread is now; its token isn't used meanwhile.
+            let handler = || unsafe { Irql::<Dispatch>::lend(|at| handler(at)) };
+            let outcome = run_at(point, 2, &handler, || thread::end(at));
+            arrived.store(outcome != Outcome::NotReached, Ordering::Relaxed);
+            0
+        });
+        // For whoever runs next on the processor that the thread has left.
+        at_dispatch(once);
+        machine.run_all();
+        let Stage::Done(said) = machine.stage(OTHER) else { panic!("point {point}: who joins still waits") };
+        assert!(said == ABANDONED || said == TIMEOUT, "point {point}: {said:#x}");
+        assert!(machine.thread(WAITER).header().is_signalled(), "point {point}: it ended, and says nothing");
+        judge_mutants(scene, said);
+        results.push(said);
+        machine.take_apart();
+        if !reached.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    assert!(results.len() > 4 && [ABANDONED, TIMEOUT].iter().all(|it| results.contains(it)), "{results:x?}");
+}
