@@ -9,6 +9,7 @@ type Code = (u64, &'static str);
 const APC_INDEX: Code = (0x01, "APC_INDEX_MISMATCH");
 const NOT_GREATER: Code = (0x09, "IRQL_NOT_GREATER_OR_EQUAL");
 const NOT_LESS: Code = (0x0A, "IRQL_NOT_LESS_OR_EQUAL");
+const TOO_MANY_OBJECTS: Code = (0x0C, "MAXIMUM_WAIT_OBJECTS_EXCEEDED");
 const OWNED: Code = (0x0F, "SPIN_LOCK_ALREADY_OWNED");
 const NOT_OWNED: Code = (0x10, "SPIN_LOCK_NOT_OWNED");
 const IN_PAGE: Code = (0x7A, "KERNEL_DATA_INPAGE_ERROR");
@@ -50,6 +51,9 @@ pub(super) const CRASHES: &[Crash] = &[
     told_of_a_wait("locks_in_a_chain", "again: deadlock, 3 threads"),
     // One that sleeps has what another waits for.
     told_of_a_wait("held_for_long", "\"sleeper\", which waits for time"),
+    // Objects, wait blocks, the most.
+    crash("wait_for_65_objects", 1, TOO_MANY_OBJECTS, [Is(65), Is(65), Is(64), Is(0)]),
+    crash("wait_for_4_objects_without_blocks", 1, TOO_MANY_OBJECTS, [Is(4), Is(3), Is(64), Is(0)]),
     // The thread that waits, the object, the thread that let go of it signalled.
     crash("signalled_behind_its_lock", 2, VERIFIER, [Is(0x2007), Any, Any, Any]),
     // The thread that waited, how its wait ended, the thread that ended it.

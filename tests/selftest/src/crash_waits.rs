@@ -1,5 +1,5 @@
 //! Threads that wait for each other: the report of it (`kernel::ke::wait::chain`) is in the log before the bugcheck that ends the run. And
-//! wakeups that are lost, which are bugchecks by themselves (`kernel::ke::wait::lost`).
+//! wakeups that are lost, and waits for too many objects, which are bugchecks by themselves (`kernel::ke::wait::lost`, `multiple`).
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -10,7 +10,8 @@ use kernel::ke::event::{Event, EventKind};
 use kernel::ke::mutant::Mutant;
 use kernel::ke::thread::{self, Name, Options, ThreadRef};
 use kernel::ke::timer::Due;
-use kernel::ke::wait::{self, CanWait, Waitable, delay, lost};
+use kernel::ke::wait::block::WaitBlock;
+use kernel::ke::wait::{self, CanWait, MAXIMUM_WAIT_OBJECTS, Waitable, delay, lost};
 use sync::irql::{Irql, Passive};
 use sync::resource::Access;
 
@@ -29,6 +30,15 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> bool {
             let ends = spawn("ends", wants_the_mutex, 0, at);
             spawn("joins", joins_with_the_resource, ends.into_raw().as_ptr().expose_provenance(), at);
             spawn("has both", wants_the_resource, 0, at);
+        }
+        "wait_for_65_objects" => {
+            let mut blocks = [const { WaitBlock::new() }; MAXIMUM_WAIT_OBJECTS + 1];
+            let objects: [&dyn Waitable; MAXIMUM_WAIT_OBJECTS + 1] = [&MUTANTS[0]; MAXIMUM_WAIT_OBJECTS + 1];
+            let _ = wait::for_any(&objects, Some(&mut blocks), None, at);
+        }
+        "wait_for_4_objects_without_blocks" => {
+            let objects: [&dyn Waitable; 4] = [&MUTANTS[0]; 4];
+            let _ = wait::for_any(&objects, None, None, at);
         }
         "signalled_behind_its_lock" => {
             static SIGNALLED_BY_HAND: Event = Event::new(EventKind::Notification, false);

@@ -111,6 +111,19 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_keeps_what_is_left_of_its_quantum() {
+        let it = thread(8);
+        it.set_quantum(30);
+        for increment in [0, 2] {
+            boost(&it, increment);
+            assert_eq!(it.quantum(), 30);
+        }
+        it.set_quantum(-10);
+        boost(&it, 1);
+        assert_eq!(it.quantum(), -10, "no boost, and what was overdrawn is forgotten");
+    }
+
+    #[test]
     fn relief_lasts_one_quantum() {
         let it = thread(4);
         assert!(relieve(&it));
