@@ -5,17 +5,17 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::mutant::Mutant;
 use kernel::ke::semaphore::Semaphore;
-use kernel::ke::thread::Options;
+use kernel::ke::thread::{Options, ThreadRef};
 use kernel::ke::timer::{Due, Timer, TimerKind};
 use kernel::ke::wait::block::WaitBlock;
-use kernel::ke::wait::{self, Waitable, delay};
+use kernel::ke::wait::{self, Waitable, chain, delay};
 use kernel::ke::{clock, prcb};
 use kernel::rtl::NtStatus;
 use sync::irql::{Irql, Passive};
 
 use crate::apcs::until_it_waits;
 use crate::everywhere;
-use crate::runner::{Result, Test, check, equal};
+use crate::runner::{Result, Test, Verdict, check, equal};
 use crate::threads::{join, spawn};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("waits::any_returns_the_lowest_index", any),
     ("waits::all_takes_all_or_nothing", all),
     ("waits::pulse_wakes_only_current_waiters", pulse),
+    ("waits::a_notification_event_wakes_all_that_wait", set_wakes_all),
     ("waits::woken_in_the_order_of_their_waits", order),
     ("waits::ping_pong_between_processors_loses_nothing", ping_pong),
     ("waits::signals_race_timeouts", races),
@@ -194,33 +195,49 @@ fn all(at: &mut Irql<Passive>) -> Result {
     check(wait::poll(&B, at) == NtStatus::SUCCESS, "the rest of the semaphore", 0, 0)
 }
 
-fn pulse(at: &mut Irql<Passive>) -> Result {
-    static GO: Event = Event::new(EventKind::Notification, false);
-    static WOKEN: AtomicU32 = AtomicU32::new(0);
-    WOKEN.store(0, Ordering::Relaxed);
-    check(!GO.pulse(0, at) && !GO.is_signalled(), "a pulse stays", 0, 0)?;
-    let mut threads = [const { None }; 3];
-    for slot in &mut threads {
-        *slot = Some(spawn(
-            &Options { priority: 12, ..Options::default() },
-            |at, _| {
-                let _ = wait::for_single(&GO, None, at);
-                WOKEN.fetch_add(1, Ordering::Relaxed);
-            },
-            0,
-            at,
-        )?);
+static GO: Event = Event::new(EventKind::Notification, false);
+static WOKEN: AtomicU32 = AtomicU32::new(0);
+
+/// Three threads that wait for `GO`.
+fn three_that_wait(at: &mut Irql<Passive>) -> core::result::Result<[ThreadRef; 3], Verdict> {
+    fn waits(at: &mut Irql<Passive>, _: usize) {
+        let _ = wait::for_single(&GO, None, at);
+        WOKEN.fetch_add(1, Ordering::Relaxed);
     }
-    for it in threads.iter().flatten() {
+    WOKEN.store(0, Ordering::Relaxed);
+    let mut one = || spawn(&Options { priority: 12, ..Options::default() }, waits, 0, at);
+    let threads = [one()?, one()?, one()?];
+    for it in &threads {
         until_it_waits(it, at)?;
     }
     equal(WOKEN.load(Ordering::Relaxed).into(), 0, "woken too early")?;
-    GO.pulse(0, at);
-    for it in threads.iter().flatten() {
+    Ok(threads)
+}
+
+fn all_three_are_woken(threads: &[ThreadRef; 3], at: &mut Irql<Passive>) -> Result {
+    for it in threads {
         join(it, at)?;
     }
-    equal(WOKEN.load(Ordering::Relaxed).into(), 3, "woken")?;
+    equal(WOKEN.load(Ordering::Relaxed).into(), 3, "woken")
+}
+
+fn pulse(at: &mut Irql<Passive>) -> Result {
+    check(!GO.pulse(0, at) && !GO.is_signalled(), "a pulse stays", 0, 0)?;
+    let threads = three_that_wait(at)?;
+    GO.pulse(0, at);
+    all_three_are_woken(&threads, at)?;
     is(wait::poll(&GO, at), NtStatus::TIMEOUT, "for who comes later")
+}
+
+fn set_wakes_all(at: &mut Irql<Passive>) -> Result {
+    // Who is forgotten is found before the join gives up.
+    chain::change_limit(500, at);
+    let threads = three_that_wait(at)?;
+    GO.set(0, at);
+    let result = all_three_are_woken(&threads, at);
+    chain::change_limit(chain::DEFAULT_MILLISECONDS, at);
+    result?;
+    check(GO.reset(at), "it stayed signalled", 0, 0)
 }
 
 fn order(at: &mut Irql<Passive>) -> Result {

@@ -115,6 +115,12 @@ impl PerProcessor {
         ptr::eq(running(), &self.idle)
     }
 
+    /// Does it watch, before it halts? For tests. Stale at once.
+    #[cfg(feature = "verifier")]
+    pub fn watches(&self) -> bool {
+        self.watch.is_on()
+    }
+
     /// Bit p: a thread of priority p waits for its turn here. Stale at once.
     pub fn ready_summary(&self) -> u32 {
         self.shared.summary()
