@@ -3,7 +3,8 @@
 #
 #     ci/setup.sh build|run|test|debug|iso|bochs|peer
 #
-# build: the pinned Rust toolchain and a host linker. run, test: QEMU as well. debug: gdb and qemu-img as well. iso: xorriso. bochs: Bochs as well.
+# build: the pinned Rust toolchain and a host linker. run, test: QEMU as well; test: mingw-w64's C compiler and headers, too, where it may
+# install them (without them a step is skipped). debug: gdb and qemu-img as well. iso: xorriso. bochs: Bochs as well.
 # peer: QEMU, and what another kernel's module is built and packed with.
 # It says what it is about to install. Without the rights to, it prints the commands and fails; it never asks for a
 # password.
@@ -59,6 +60,16 @@ has_qemu() {
     local major
     major=$(qemu_major) && [[ -n $major ]] || return 1
     ((major >= OLDEST_QEMU)) || kvm_works
+}
+
+# A C compiler that has NT's headers: what the step `abi` asks.
+has_nt_headers() {
+    command -v x86_64-w64-mingw32-gcc >/dev/null &&
+        echo '#include <ddk/wdm.h>' | x86_64-w64-mingw32-gcc -w -E -x c - >/dev/null 2>&1
+}
+
+may_install() {
+    command -v apt-get >/dev/null && { ((EUID == 0)) || sudo -n true 2>/dev/null; }
 }
 
 # --- what to do ----------------------------------------------------------------------------------------------------
@@ -209,7 +220,17 @@ missing=()
 has_linker || missing+=(linker)
 case $1 in
 build) ;;
-run | test) has_qemu || missing+=(qemu) ;;
+run) has_qemu || missing+=(qemu) ;;
+test)
+    has_qemu || missing+=(qemu)
+    if ! has_nt_headers; then
+        if may_install; then
+            missing+=(gcc-mingw-w64-x86-64 mingw-w64-x86-64-dev)
+        else
+            echo "setup: gcc-mingw-w64-x86-64 and mingw-w64-x86-64-dev are missing; the step abi will be skipped" >&2
+        fi
+    fi
+    ;;
 peer)
     has_qemu || missing+=(qemu)
     command -v make >/dev/null || missing+=(make)

@@ -9,6 +9,7 @@
 //! Exit status: 0 all passed, 1 a test failed, 2 wrong use or set-up, 3 bugcheck, 4 hang, 5 the guest cannot run
 //! here, 6 QEMU ended early, 130 interrupted.
 
+mod abi;
 mod baseline;
 mod bench;
 mod bochs;

@@ -14,7 +14,7 @@ use crate::qemu::{Accel, Qemu};
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
 use crate::{
-    bench, bochs, codegen, crash, debug, explore, lines, loops, models, mutants, process, profile, recording,
+    abi, bench, bochs, codegen, crash, debug, explore, lines, loops, models, mutants, process, profile, recording,
     size, skips, trace, unsafe_count,
 };
 
@@ -22,8 +22,8 @@ use crate::{
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The crates that are compiled for the bare machine.
-const IMAGE_CRATES: [&str; 12] =
-    ["-p", "arch", "-p", "boot", "-p", "sync", "-p", "kernel", "-p", "selftest", "-p", "bench"];
+const IMAGE_CRATES: [&str; 14] =
+    ["-p", "arch", "-p", "boot", "-p", "sync", "-p", "kernel", "-p", "selftest", "-p", "bench", "-p", "abi"];
 
 /// How a step that did not fail ended.
 enum Done {
@@ -53,6 +53,7 @@ const STEPS: &[Step] = &[
         what: "unit, property, refusal and harness tests; the locks' as shipped, too",
         run: host_tests,
     },
+    Step { name: "abi", what: "layouts of NT's structures, against mingw-w64's headers", run: layouts },
     Step { name: "models", what: "loom models", run: run_models },
     Step {
         name: "miri",
@@ -296,6 +297,14 @@ fn host_tests() -> Result<Done> {
     let mut shipped = image::cargo();
     shipped.args(["test", "-p", "sync", "-p", "props", "--no-default-features", "--lib"]);
     succeed_with_tests(shipped.args(locks.as_flattened()))
+}
+
+fn layouts() -> Result<Done> {
+    if let Some(why) = abi::missing() {
+        return Ok(Done::Skipped(why));
+    }
+    abi::check()?;
+    Ok(Done::Passed)
 }
 
 fn run_models() -> Result<Done> {

@@ -11,6 +11,7 @@
 pub mod boot;
 #[cfg(target_os = "none")]
 pub mod ex;
+pub mod io;
 #[cfg(target_os = "none")]
 pub mod kd;
 pub mod ke;

@@ -53,6 +53,14 @@ pub struct Entry {
     queue: AtomicPtr<Queue>,
 }
 
+crate::nt_layout! {
+    [] Entry = "KDPC" {
+        attributes => "Type" ..= "Number", next => "DpcListEntry.Flink", _history => "DpcListEntry.Blink",
+        routine => "DeferredRoutine", context => "DeferredContext",
+        arguments => "SystemArgument1" ..= "SystemArgument2", queue => "DpcData",
+    }
+}
+
 #[cfg(not(loom))]
 const _: () = {
     use core::mem::offset_of;

@@ -48,6 +48,12 @@ pub struct RawFastMutex<E: Event> {
     old_irql: AtomicU32,
 }
 
+crate::nt_layout! {
+    [E: Event] RawFastMutex<E> = "FAST_MUTEX" {
+        count => "Count", owner => "Owner", contention => "Contention", event => "Event", old_irql => "OldIrql",
+    }
+}
+
 impl<E: Event> RawFastMutex<E> {
     const_unless_loom! {
         /// A free one; `event` is not signalled.

@@ -6,18 +6,20 @@
 //!    [`rwspin`], with readers; [`interrupt_lock`], at a level known at run time; [`lock_set`], several at once; [`seq`], for
 //!    readers that must not write; [`bit_lock`], in an object's header
 //! 3. [`deferred`], [`ipi`], [`shootdown`], [`disconnect`], [`log_ring`], [`clock_owner`], [`system_time`], [`timer`],
-//!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`], [`pile`]: protocols between processors
+//!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`], [`pile`], [`cancel`]: protocols between processors
 //! 4. [`wait_word`], [`handoff`], [`idle_set`], [`watch`], [`attention`], [`ownership`]: who ends a wait, when its thread may run elsewhere, who
 //!    looks for it, what it must look at itself, and what it holds
 //! 5. [`event`], what protocols between threads ask of the scheduler: [`rundown`], [`push_lock`], [`fast_mutex`], [`resource`],
 //!    [`in_flight`]
 //! 6. [`raw`], levels and locks for drivers, which have no types to show; [`lock_order`], what watches them
-//! 7. `guard`, what all guards of locks give; `prim`, the atomics underneath: core's, interruptible ones on the host, or a model
+//! 7. [`layout`], NT's names for the bytes of what drivers see
+//! 8. `guard`, what all guards of locks give; `prim`, the atomics underneath: core's, interruptible ones on the host, or a model
 //!    checker's
 #![cfg_attr(target_os = "none", no_std)]
 
 pub mod attention;
 pub mod bit_lock;
+pub mod cancel;
 pub mod clock_owner;
 pub mod deadline;
 pub mod deferred;
@@ -31,6 +33,7 @@ pub mod in_flight;
 pub mod interrupt_lock;
 pub mod ipi;
 pub mod irql;
+pub mod layout;
 pub mod lock_order;
 pub mod lock_set;
 pub mod log_ring;

@@ -21,6 +21,8 @@ use crate::word::Word;
 #[doc(alias = "KSPIN_LOCK")]
 pub struct KSpinLock(Word);
 
+crate::nt_layout! { [] KSpinLock = "KSPIN_LOCK" {} }
+
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<KSpinLock>() == 8 && align_of::<KSpinLock>() == 8, "drivers allocate it");
 

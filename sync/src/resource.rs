@@ -129,6 +129,13 @@ pub struct Resource<E: Event, T: Tables> {
     _tables: PhantomData<fn() -> T>,
 }
 
+crate::nt_layout! {
+    [E: Event, T: Tables] Resource<E, T> = "ERESOURCE" {
+        _links => "SystemResourcesList", policy => "OwnerTable" ..= "NumberOfExclusiveWaiters", holder => "Reserved2",
+        _reserved => "Address", lock => "SpinLock",
+    }
+}
+
 // SAFETY: `policy` is accessed under the lock (R1).
 unsafe impl<E: Event, T: Tables> Sync for Resource<E, T> {}
 // SAFETY: nobody waits for one that can be moved; the rest is plain data.

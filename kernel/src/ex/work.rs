@@ -72,6 +72,12 @@ pub struct KWorkItem {
 
 const _: () = assert!(size_of::<KWorkItem>() == 32);
 
+sync::nt_layout! {
+    [] KWorkItem = "WORK_QUEUE_ITEM" {
+        next => "List.Flink", _previous => "List.Blink", routine => "WorkerRoutine", parameter => "Parameter",
+    }
+}
+
 /// The `next` of the last item in a queue.
 fn last() -> *mut KWorkItem {
     ptr::without_provenance_mut(1)

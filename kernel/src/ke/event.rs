@@ -30,6 +30,8 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 24);
 
+sync::nt_layout! { [] Event = "KEVENT" { header => "Header", } }
+
 impl Event {
     /// Signalled or not.
     #[doc(alias = "KeInitializeEvent")]

@@ -53,6 +53,13 @@ const _: () = {
     assert!(offset_of!(Mutant, abandoned) == 48);
 };
 
+sync::nt_layout! {
+    [] Mutant = "KMUTANT" {
+        header => "Header", ownership => "MutantListEntry" ..= "OwnerThread", abandoned => "Abandoned",
+        _apc_disable => "ApcDisable",
+    }
+}
+
 // SAFETY: `abandoned` is accessed under the lock; the rest is atomics.
 unsafe impl Sync for Mutant {}
 // SAFETY: a mutant is moved only while nobody holds it.

@@ -69,6 +69,10 @@ struct Waiters {
 
 const _: () = assert!(size_of::<Header>() == 24 && align_of::<Header>() == 8);
 
+sync::nt_layout! {
+    [] Header = "DISPATCHER_HEADER" { word => "Lock", signal_state => "SignalState", waiters => "WaitListHead", }
+}
+
 // SAFETY: `waiters` is accessed under the lock (I1); the rest is atomics.
 unsafe impl Sync for Header {}
 // SAFETY: an object is moved only while nobody waits for it, so no block leads elsewhere.

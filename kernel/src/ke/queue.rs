@@ -85,6 +85,13 @@ const _: () = {
     assert!(offset_of!(Queue, maximum) == 44);
 };
 
+sync::nt_layout! {
+    [] Queue = "KQUEUE" {
+        header => "Header", entries => "EntryListHead", current => "CurrentCount", maximum => "MaximumCount",
+        _threads => "ThreadListHead",
+    }
+}
+
 // SAFETY: `entries` is accessed under the lock; the rest is atomics.
 unsafe impl Sync for Queue {}
 // SAFETY: a queue is moved only before it is used: its operations ask for `'static`.

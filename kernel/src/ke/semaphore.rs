@@ -23,6 +23,8 @@ pub struct Semaphore {
 
 const _: () = assert!(size_of::<Semaphore>() == 32 && core::mem::offset_of!(Semaphore, limit) == 24);
 
+sync::nt_layout! { [] Semaphore = "KSEMAPHORE" { header => "Header", limit => "Limit", } }
+
 impl Semaphore {
     /// With a count, which never gets above `limit`.
     ///

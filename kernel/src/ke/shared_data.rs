@@ -83,6 +83,21 @@ const _: () = {
     assert!(size_of::<SharedData>() <= 4096);
 };
 
+sync::nt_layout! {
+    [] SharedData = "KUSER_SHARED_DATA" part {
+        _tick_count_low_deprecated => "TickCountLowDeprecated", tick_count_multiplier => "TickCountMultiplier",
+        interrupt_time => "InterruptTime", system_time => "SystemTime", time_zone_bias => "TimeZoneBias",
+        image_number_low => "ImageNumberLow", image_number_high => "ImageNumberHigh",
+        large_page_minimum => "LargePageMinimum", nt_build_number => "NtBuildNumber",
+        nt_product_type => "NtProductType", product_type_is_valid => "ProductTypeIsValid",
+        native_processor_architecture => "NativeProcessorArchitecture", nt_major_version => "NtMajorVersion",
+        nt_minor_version => "NtMinorVersion", processor_features => "ProcessorFeatures",
+        kd_debugger_enabled => "KdDebuggerEnabled", number_of_physical_pages => "NumberOfPhysicalPages",
+        qpc_frequency => "QpcFrequency", tick_count => "TickCount",
+        active_processor_count => "ActiveProcessorCount", active_group_count => "ActiveGroupCount",
+    }
+}
+
 /// The version of NT whose driver interfaces are the model: the first with all that is here, the precise times among it.
 pub const VERSION: (u32, u32, u32) = (10, 0, 10_240);
 /// PE's IMAGE_FILE_MACHINE_AMD64.

@@ -44,6 +44,13 @@ const _: () = assert!(offset_of!(KMdl, process) == 16 && offset_of!(KMdl, mapped
 const _: () = assert!(offset_of!(KMdl, start_va) == 32 && offset_of!(KMdl, byte_count) == 40);
 const _: () = assert!(offset_of!(KMdl, byte_offset) == 44);
 
+sync::nt_layout! {
+    [] KMdl = "MDL" {
+        next => "Next", size => "Size", flags => "MdlFlags", process => "Process", mapped_system_va => "MappedSystemVa",
+        start_va => "StartVa", byte_count => "ByteCount", byte_offset => "ByteOffset",
+    }
+}
+
 /// Values of `flags`, NT's.
 pub mod flags {
     /// `mapped_system_va` is a mapping of this list's own.

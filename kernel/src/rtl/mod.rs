@@ -1,8 +1,10 @@
-//! What the rest of the executive shares and NT's own run-time library has: status codes, counted strings.
+//! What the rest of the executive shares and NT's own run-time library has: status codes, lists, counted strings.
 
+pub mod list;
 pub mod status;
 pub mod unicode;
 pub mod upcase;
 
+pub use list::KListEntry;
 pub use status::NtStatus;
 pub use unicode::{Case, UnicodeString, WideBuffer, WideStr, WideString};

@@ -107,6 +107,16 @@ const _: () = {
     assert!(offset_of!(KApc, mode) == 81 && offset_of!(KApc, inserted) == 82);
 };
 
+sync::nt_layout! {
+    [] KApc = "KAPC" {
+        kind => "Type", _spare => "SpareByte0", size => "Size", _spare_too => "SpareByte1", _spare_long => "SpareLong0",
+        thread => "Thread", links => "ApcListEntry", kernel_routine => "KernelRoutine",
+        rundown_routine => "RundownRoutine", normal_routine => "NormalRoutine", context => "NormalContext",
+        arguments => "SystemArgument1" ..= "SystemArgument2", _state_index => "ApcStateIndex", mode => "ApcMode",
+        inserted => "Inserted",
+    }
+}
+
 // SAFETY: `links` and `arguments` are accessed under the lock of the thread in whose queue it is; the rest is atomics or constant. Who
 // inserts it answers for the routines and their context.
 unsafe impl Sync for KApc {}

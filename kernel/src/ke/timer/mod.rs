@@ -81,6 +81,13 @@ const _: () = {
     assert!(offset_of!(KTimer, period) == 60);
 };
 
+sync::nt_layout! {
+    [] KTimer = "KTIMER" {
+        header => "Header", due => "DueTime", links => "TimerListEntry", dpc => "Dpc", processor => "Processor",
+        slot => "TimerType", options => "TimerFlags", period => "Period",
+    }
+}
+
 // SAFETY: `links` and `slot` are accessed under a table's lock alone (wheel.rs, I4), `processor` and `options` as I1 says; the
 // rest is atomics.
 unsafe impl Sync for KTimer {}

@@ -43,6 +43,13 @@ const _: () = {
     assert!(offset_of!(WaitBlock, thread) == 24 && offset_of!(WaitBlock, object) == 32);
 };
 
+sync::nt_layout! {
+    [] WaitBlock = "KWAIT_BLOCK" {
+        next => "WaitListEntry.Flink", previous => "WaitListEntry.Blink", kind => "WaitType", linked => "BlockState",
+        key => "WaitKey", _spare => "SpareLong", thread => "Thread", object => "Object", _spare_pointer => "SparePtr",
+    }
+}
+
 impl WaitBlock {
     /// Registered nowhere.
     pub const fn new() -> Self {

@@ -1,0 +1,74 @@
+//! The list of structures.
+
+use kernel::io::{layout, objects};
+use sync::layout::{Field, NtLayout};
+
+use crate::text::Text;
+
+/// A structure, without its type.
+struct Structure {
+    name: &'static str,
+    size: Option<usize>,
+    fields: &'static [Field],
+}
+
+const fn of<T: NtLayout>() -> Structure {
+    let size = if T::WHOLE { Some(size_of::<T>()) } else { None };
+    Structure { name: T::NAME, size, fields: T::FIELDS }
+}
+
+const ALL: &[Structure] = &[
+    of::<sync::raw::KSpinLock>(),
+    of::<kernel::ke::object::Header>(),
+    of::<kernel::ke::event::Event>(),
+    of::<kernel::ke::semaphore::Semaphore>(),
+    of::<kernel::ke::mutant::Mutant>(),
+    of::<kernel::ke::timer::KTimer>(),
+    of::<kernel::ke::dpc::KDpc>(),
+    of::<kernel::ke::apc::KApc>(),
+    of::<kernel::ke::queue::Queue>(),
+    of::<kernel::ke::wait::block::WaitBlock>(),
+    of::<kernel::ke::shared_data::SharedData>(),
+    of::<sync::fast_mutex::RawFastMutex<kernel::ex::Wakeup>>(),
+    of::<kernel::ex::Resource>(),
+    of::<kernel::ex::work::KWorkItem>(),
+    of::<kernel::mm::mdl::KMdl>(),
+    of::<kernel::rtl::KListEntry>(),
+    of::<layout::IoStatus>(),
+    of::<layout::KIrp>(),
+    of::<layout::KStackLocation>(),
+    of::<layout::ReadWrite>(),
+    of::<layout::DeviceControl>(),
+    of::<objects::KDeviceQueue>(),
+    of::<objects::KDeviceQueueEntry>(),
+    of::<objects::KDeviceObject>(),
+    of::<objects::KDriverObject>(),
+    of::<objects::KFileObject>(),
+];
+
+const fn written() -> Text {
+    let mut text = Text::new();
+    let mut at = 0;
+    while at < ALL.len() {
+        let structure = &ALL[at];
+        text = text.put("S ").put(structure.name);
+        text = match structure.size {
+            Some(size) => text.number(size),
+            None => text.put(" ?"),
+        };
+        let mut number = 0;
+        while number < structure.fields.len() {
+            let field = &structure.fields[number];
+            text = text.put("\nF ").put(field.first).put(" ").put(field.last);
+            text = text.number(field.offset).number(field.size);
+            number += 1;
+        }
+        text = text.put("\n");
+        at += 1;
+    }
+    text
+}
+
+/// By its name the step finds it.
+#[used]
+static NT_LAYOUTS: Text = written();
