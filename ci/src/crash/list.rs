@@ -13,6 +13,9 @@ const TOO_MANY_OBJECTS: Code = (0x0C, "MAXIMUM_WAIT_OBJECTS_EXCEEDED");
 const OWNED: Code = (0x0F, "SPIN_LOCK_ALREADY_OWNED");
 const NOT_OWNED: Code = (0x10, "SPIN_LOCK_NOT_OWNED");
 const IN_PAGE: Code = (0x7A, "KERNEL_DATA_INPAGE_ERROR");
+const NO_LOCATION: Code = (0x35, "NO_MORE_IRP_STACK_LOCATIONS");
+const COMPLETED_TWICE: Code = (0x44, "MULTIPLE_IRP_COMPLETE_REQUESTS");
+const IO_MANAGER: Code = (0xC9, "DRIVER_VERIFIER_IOMANAGER_VIOLATION");
 const POOL_HEADER: Code = (0x19, "BAD_POOL_HEADER");
 const MEMORY: Code = (0x1A, "MEMORY_MANAGEMENT");
 const EXCEPTION: Code = (0x1E, "KMODE_EXCEPTION_NOT_HANDLED");
@@ -123,6 +126,12 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("flush_in_a_threaded_dpc", 1, SWITCH, [Is(0), Is(0), Is(0), Is(4)]),
     // At the right level, but with interrupts off: a DPC (1) of the routine named by the third parameter.
     crash("dpc_left_uninterruptible", 1, LEVEL, [Is(2), Is(2), In("clears_the_interrupt_flag"), Is(1)]),
+    // Packets: the packet's address; of what the checked build finds, the rule, the routine, the packet, the status.
+    crash("irp_completed_twice", 1, COMPLETED_TWICE, [Any, Is(0), Is(0), Is(0)]),
+    crash("irp_no_location", 1, NO_LOCATION, [Any, Is(0), Is(0), Is(0)]),
+    crash("irp_pending_unmarked", 1, IO_MANAGER, [Is(0x1001), In("says_pending"), Any, Is(0x103)]),
+    crash("irp_marked_not_pending", 1, IO_MANAGER, [Is(0x1002), In("marks_and_succeeds"), Any, Is(0)]),
+    crash("irp_dropped", 1, IO_MANAGER, [Is(0x1005), Is(0), Any, Is(0)]),
     // The pool's: the block's address is in the log, the tags are "Mine" and "Othr".
     crash("pool_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Any, Any]),
     crash("pool_wrong_tag", 2, POOL_CALLER, [Is(0xA), Any, Is(MINE), Is(OTHER)]),

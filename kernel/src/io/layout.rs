@@ -112,7 +112,7 @@ pub struct KIrp {
     pub current_stack_location: *mut KStackLocation,
     /// The file of the request.
     pub original_file_object: *mut KFileObject,
-    _apc_rest: [u8; 3],
+    pub(super) _apc_rest: [u8; 3],
 }
 
 const _: () = {

@@ -1,6 +1,79 @@
 //! I/O: packets, and the drivers that they travel through.
 //!
-//! Reading order: `layout` and `objects` (NT's bytes).
+//! Reading order: `layout` and `objects` (NT's bytes), `packet` (locations), `call` and `complete` (down and back up), `cancel` and `csq`
+//! (ending early); `allocate`; `irp`, `device`, `request` and `null` (the same in safe Rust). What the checked build watches: `verify`.
 
+#[cfg(target_os = "none")]
+pub mod allocate;
+pub mod call;
+pub mod cancel;
+pub mod complete;
+#[cfg(target_os = "none")]
+pub mod csq;
+#[cfg(target_os = "none")]
+pub mod device;
+#[cfg(target_os = "none")]
+pub mod irp;
 pub mod layout;
+#[cfg(target_os = "none")]
+pub mod null;
 pub mod objects;
+pub mod packet;
+#[cfg(target_os = "none")]
+pub mod request;
+#[cfg(feature = "verifier")]
+pub mod verify;
+
+use sync::event::MaySignal;
+use sync::irql::{Apc, Below, Dispatch, Fixed, Irql, Passive, PoolAccess};
+
+use crate::ke::bugcheck::StopCode;
+use crate::rtl::NtStatus;
+use layout::KIrp;
+use objects::KDeviceObject;
+
+/// Up to DISPATCH and under no lock: where a packet may be sent on, completed or cancelled, all of which calls drivers.
+pub trait MayDoIo: MaySignal + Below<PoolAccess> {}
+
+impl<L: MaySignal + Below<PoolAccess>> MayDoIo for L {}
+
+#[cfg(target_os = "none")]
+fn bugcheck(code: StopCode, parameters: [u64; 4]) -> ! {
+    crate::ke::bugcheck::bugcheck(code, parameters)
+}
+
+/// On a host: a panic, which `arch::stop::catch` tells.
+#[cfg(not(target_os = "none"))]
+#[track_caller]
+fn bugcheck(code: StopCode, parameters: [u64; 4]) -> ! {
+    arch::fatal(code as u32, parameters)
+}
+
+/// [`complete::complete`] for who has no token: raw drivers.
+///
+/// # Safety
+/// As [`complete::complete`], at most at DISPATCH, and no token of this processor is used meanwhile.
+#[doc(alias = "IofCompleteRequest")]
+pub unsafe extern "win64" fn complete_request(irp: *mut KIrp, increment: i8) {
+    let Some(irp) = core::ptr::NonNull::new(irp) else { return };
+    let increment = increment.max(0) as u8;
+    // SAFETY: the caller's; the level is the one of the token that is lent.
+    unsafe {
+        match arch::irql::current() {
+            Passive::CR8 => Irql::<Passive>::lend(|at| complete::complete(irp, increment, at)),
+            Apc::CR8 => Irql::<Apc>::lend(|at| complete::complete(irp, increment, at)),
+            _ => Irql::<Dispatch>::lend(|at| complete::complete(irp, increment, at)),
+        }
+    }
+}
+
+/// What a driver that has no routine for a function is taken to do.
+unsafe extern "win64" fn driver_default(_: *mut KDeviceObject, irp: *mut KIrp) -> NtStatus {
+    let status = NtStatus::INVALID_DEVICE_REQUEST;
+    // SAFETY: called with a packet that is now ours, as any driver's routine.
+    unsafe {
+        (*irp).io_status = layout::IoStatus::new(status, 0);
+        complete_request(irp, 0);
+    }
+    status
+}

@@ -5,13 +5,14 @@
 
 use core::ffi::c_void;
 use core::mem::offset_of;
+use core::sync::atomic::AtomicPtr;
 
 use sync::deferred::Entry as KDpc;
 use sync::raw::KSpinLock;
 
 use super::layout::{Dispatch, KIrp, major};
 use crate::ke::event::Event;
-use crate::rtl::{KListEntry, NtStatus};
+use crate::rtl::{KListEntry, NtStatus, UnicodeString};
 
 /// Of [`KIrp::kind`].
 pub const IO_TYPE_IRP: i16 = 6;
@@ -23,23 +24,6 @@ pub const IO_TYPE_DRIVER: i16 = 4;
 pub const IO_TYPE_FILE: i16 = 5;
 /// Of [`KDeviceQueue::kind`]: NT's DeviceQueueObject.
 pub const DEVICE_QUEUE_OBJECT: i16 = 20;
-
-/// A counted string of UTF-16. NT's UNICODE_STRING.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct KUnicodeString {
-    /// Bytes in use.
-    pub length: u16,
-    /// Bytes that there are.
-    pub maximum_length: u16,
-    /// The text.
-    pub buffer: *mut u16,
-}
-
-impl KUnicodeString {
-    /// Without text.
-    pub const EMPTY: Self = Self { length: 0, maximum_length: 0, buffer: core::ptr::null_mut() };
-}
 
 /// NT's KDEVICE_QUEUE.
 #[repr(C)]
@@ -96,9 +80,9 @@ pub struct KDeviceObject {
     /// Whose it is.
     pub driver_object: *mut KDriverObject,
     /// The driver's next one.
-    pub next_device: *mut KDeviceObject,
+    pub next_device: AtomicPtr<KDeviceObject>,
     /// The device that is attached to it, above.
-    pub attached_device: *mut KDeviceObject,
+    pub attached_device: AtomicPtr<KDeviceObject>,
     /// What StartIo works on.
     pub current_irp: *mut KIrp,
     /// Its timer.
@@ -171,7 +155,7 @@ pub mod device_flags {
 }
 
 /// Makes a device.
-pub type DriverInitialize = unsafe extern "win64" fn(*mut KDriverObject, *mut KUnicodeString) -> NtStatus;
+pub type DriverInitialize = unsafe extern "win64" fn(*mut KDriverObject, *mut UnicodeString) -> NtStatus;
 /// Begins work on a packet. At DISPATCH.
 pub type DriverStartIo = unsafe extern "win64" fn(*mut KDeviceObject, *mut KIrp);
 /// Ends a driver. At PASSIVE.
@@ -186,7 +170,7 @@ pub struct KDriverObject {
     /// Bytes.
     pub size: i16,
     /// Its devices, the last made first.
-    pub device_object: *mut KDeviceObject,
+    pub device_object: AtomicPtr<KDeviceObject>,
     /// Of the I/O manager.
     pub flags: u32,
     /// Its image.
@@ -198,9 +182,9 @@ pub struct KDriverObject {
     /// The I/O manager's.
     pub driver_extension: *mut c_void,
     /// In `\Driver`.
-    pub driver_name: KUnicodeString,
+    pub driver_name: UnicodeString,
     /// The key of the hardware.
-    pub hardware_database: *mut KUnicodeString,
+    pub hardware_database: *mut UnicodeString,
     /// Without packets; null.
     pub fast_io_dispatch: *mut c_void,
     /// Its entry.
@@ -261,7 +245,7 @@ pub struct KFileObject {
     /// FO_ flags.
     pub flags: u32,
     /// Behind the device's.
-    pub file_name: KUnicodeString,
+    pub file_name: UnicodeString,
     /// Where the next request goes.
     pub current_byte_offset: i64,
     /// Who waits for the lock.

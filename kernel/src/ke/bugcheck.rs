@@ -93,6 +93,8 @@ stop_codes! {
     /// A routine that returned at another level: level found, level expected, its address, its kind ([`RoutineKind`]; else
     /// parameter 3 is the place in the source that found it).
     IrqlUnexpectedValue = 0xC8, "IRQL_UNEXPECTED_VALUE";
+    /// The checked build found a driver that breaks a rule of packets: which (`io::verify`), its routine, the packet, a status.
+    DriverVerifierIomanagerViolation = 0xC9, "DRIVER_VERIFIER_IOMANAGER_VIOLATION";
     /// A fault at or above DISPATCH in a driver.
     DriverIrqlNotLessOrEqual = 0xD1, "DRIVER_IRQL_NOT_LESS_OR_EQUAL";
     /// Asked for.
@@ -123,6 +125,8 @@ pub enum RoutineKind {
     Apc = 5,
     /// A work item's.
     WorkItem = 6,
+    /// A driver's, for a packet.
+    DriverDispatch = 7,
 }
 
 #[cfg(target_os = "none")]

@@ -8,3 +8,7 @@ pub mod upcase;
 pub use list::KListEntry;
 pub use status::NtStatus;
 pub use unicode::{Case, UnicodeString, WideBuffer, WideStr, WideString};
+
+sync::nt_layout! {
+    [] UnicodeString = "UNICODE_STRING" { length => "Length", maximum_length => "MaximumLength", buffer => "Buffer", }
+}

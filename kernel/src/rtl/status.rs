@@ -60,6 +60,14 @@ statuses! {
     ACCESS_VIOLATION = 0xC000_0005;
     /// There is none.
     NO_SUCH_DEVICE = 0xC000_000E;
+    /// The device doesn't know the function.
+    INVALID_DEVICE_REQUEST = 0xC000_0010;
+    /// There is nothing behind this place.
+    END_OF_FILE = 0xC000_0011;
+    /// A completion routine keeps the packet.
+    MORE_PROCESSING_REQUIRED = 0xC000_0016;
+    /// The device is about to go.
+    DELETE_PENDING = 0xC000_0056;
     /// There is one already.
     DEVICE_ALREADY_ATTACHED = 0xC000_0038;
     /// No handle of this process.

@@ -34,6 +34,7 @@ const ALL: &[Structure] = &[
     of::<kernel::ex::work::KWorkItem>(),
     of::<kernel::mm::mdl::KMdl>(),
     of::<kernel::rtl::KListEntry>(),
+    of::<kernel::rtl::UnicodeString>(),
     of::<layout::IoStatus>(),
     of::<layout::KIrp>(),
     of::<layout::KStackLocation>(),

@@ -5,7 +5,7 @@
 //! One boot has a single processor and runs the local rows, one has four and runs those between processors; those where all processors do the
 //! same are in the boots with one, two, four and eight.
 //!
-//! To add a row to an area (`irql`, `locks`, `ex`, `interrupts`, `switch`, `dpc`, `time`, `memory`, `process`, `ipi`):
+//! To add a row to an area (`irql`, `locks`, `ex`, `io`, `interrupts`, `switch`, `dpc`, `time`, `memory`, `process`, `ipi`):
 //! 1. write an `#[inline(never)]` function that takes the token it starts with and returns `measure::count(|| operation)`;
 //!    where the operation ends elsewhere than it begins (in a handler, another context), it reads the counter there, as
 //!    `ipi::call_one_to_function` does;
@@ -25,6 +25,8 @@ mod dpc;
 mod ex;
 #[cfg(target_os = "none")]
 mod interrupts;
+#[cfg(target_os = "none")]
+mod io;
 #[cfg(target_os = "none")]
 mod ipi;
 #[cfg(target_os = "none")]

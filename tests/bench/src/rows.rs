@@ -3,7 +3,7 @@
 use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::{
-    dpc, ex, interrupts, ipi, irql, locks, memory, process, switch, threads, time, tlb, together, wakes,
+    dpc, ex, interrupts, io, ipi, irql, locks, memory, process, switch, threads, time, tlb, together, wakes,
 };
 
 /// Rows that need one processor: the boot with one runs them.
@@ -11,6 +11,7 @@ pub(crate) const LOCAL: &[Area] = &[
     irql::AREA,
     locks::AREA,
     ex::AREA,
+    io::AREA,
     interrupts::AREA,
     switch::AREA,
     dpc::AREA,

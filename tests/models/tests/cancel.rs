@@ -4,7 +4,7 @@
 //! A request's content is a loom cell, which is written by who makes it and by who ends it, so loom reports an end that is not
 //! ordered behind. The queue is a list under the raw lock, as a driver has it. The canceller holds the global cancel lock up to its call
 //! of the routine, and releases it there.
-//! Bound: two and three threads; every interleaving with two, two preemptions with three.
+//! Bound: two and three threads; every interleaving with two, two preemptions and two idle looks with three.
 #![cfg(loom)]
 
 use std::ptr::{self, NonNull};
@@ -13,7 +13,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use loom::thread;
-use models::explore;
+use models::explore_looks;
 use sync::cancel::{self, Cancelled, Queue, RoutineSlot};
 use sync::raw::{self, KSpinLock};
 
@@ -161,8 +161,16 @@ impl World {
     }
 }
 
-fn live(prepared: usize, preemptions: Option<usize>, lives: &'static [fn(&World)], then: fn(&World)) {
-    explore(preemptions, move || {
+/// No limit.
+const ALL: (Option<usize>, u32) = (None, u32::MAX);
+
+fn live(
+    prepared: usize,
+    (preemptions, looks): (Option<usize>, u32),
+    lives: &'static [fn(&World)],
+    then: fn(&World),
+) {
+    explore_looks(preemptions, looks, move || {
         let world = Arc::new(World {
             cancel_lock: KSpinLock::new(),
             queue: Csq { lock: KSpinLock::new(), list: UnsafeCell::new(Vec::new()) },
@@ -188,7 +196,7 @@ fn live(prepared: usize, preemptions: Option<usize>, lives: &'static [fn(&World)
 
 #[test]
 fn queued_while_it_is_cancelled_it_ends_cancelled() {
-    live(0, None, &[|w| w.queue(0), |w| w.cancel(0)], |w| {
+    live(0, ALL, &[|w| w.queue(0), |w| w.cancel(0)], |w| {
         assert_eq!(w.requests[0].ends(), (0, 1));
         assert!(w.queue.list(|list| list.is_empty()));
     });
@@ -196,7 +204,7 @@ fn queued_while_it_is_cancelled_it_ends_cancelled() {
 
 #[test]
 fn taken_while_it_is_cancelled_it_ends_once() {
-    live(1, None, &[World::take, |w| w.cancel(0)], |w| {
+    live(1, ALL, &[World::take, |w| w.cancel(0)], |w| {
         let (taken, cancelled) = w.requests[0].ends();
         assert_eq!(taken + cancelled, 1);
         assert!(w.queue.list(|list| list.is_empty()));
@@ -205,7 +213,7 @@ fn taken_while_it_is_cancelled_it_ends_once() {
 
 #[test]
 fn who_takes_passes_over_what_is_being_cancelled() {
-    live(2, None, &[World::take, |w| w.cancel(0)], |w| {
+    live(2, ALL, &[World::take, |w| w.cancel(0)], |w| {
         let (ends, second) = (w.requests[0].ends(), w.requests[1].ends());
         assert!(
             ends == (1, 0) && second == (0, 0) || ends == (0, 1) && second == (1, 0),
@@ -216,12 +224,12 @@ fn who_takes_passes_over_what_is_being_cancelled() {
 
 #[test]
 fn two_cancel_it_and_one_of_them_ends_it() {
-    live(1, None, &[|w| w.cancel(0), |w| w.cancel(0)], |w| assert_eq!(w.requests[0].ends(), (0, 1)));
+    live(1, ALL, &[|w| w.cancel(0), |w| w.cancel(0)], |w| assert_eq!(w.requests[0].ends(), (0, 1)));
 }
 
 #[test]
 fn queued_taken_and_cancelled_on_three_processors() {
-    live(0, Some(2), &[|w| w.queue(0), World::take, |w| w.cancel(0)], |w| {
+    live(0, (Some(2), 2), &[|w| w.queue(0), World::take, |w| w.cancel(0)], |w| {
         let (taken, cancelled) = w.requests[0].ends();
         assert_eq!(taken + cancelled, 1);
         assert!(w.queue.list(|list| list.is_empty()));

@@ -11,6 +11,8 @@ mod clock;
 #[cfg(target_os = "none")]
 mod crash;
 #[cfg(target_os = "none")]
+mod crash_io;
+#[cfg(target_os = "none")]
 mod crash_irql;
 #[cfg(target_os = "none")]
 mod crash_waits;
@@ -44,6 +46,8 @@ mod interrupts_lines;
 mod interrupts_moved;
 #[cfg(target_os = "none")]
 mod interrupts_objects;
+#[cfg(target_os = "none")]
+mod io;
 #[cfg(target_os = "none")]
 mod late;
 #[cfg(target_os = "none")]

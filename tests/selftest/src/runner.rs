@@ -89,6 +89,7 @@ const SUITES: &[&[Test]] = &[
     crate::ob::TESTS,
     crate::ob_names::TESTS,
     crate::paths::TESTS,
+    crate::io::TESTS,
     crate::interrupts_objects::TESTS,
     crate::interrupts_lines::TESTS,
     crate::interrupts_moved::TESTS,

@@ -1,0 +1,302 @@
+//! I/O: packets through stacks of devices, cancelled while they wait, on all processors; devices and drivers that end while they are used.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use kernel::io::csq::CancelSafeQueue;
+use kernel::io::device::{self, Driver};
+use kernel::io::irp::{Handled, Irp};
+use kernel::io::layout::{DeviceControl, ReadWrite, major};
+use kernel::io::null::{Filter, Null};
+use kernel::io::objects::KDeviceObject;
+use kernel::io::request::{Function, Request, send_and_wait};
+use kernel::io::{MayDoIo, allocate, verify};
+use kernel::ke::event::{Event, EventKind};
+use kernel::ke::prcb::{self, MAX_PROCESSORS};
+use kernel::ke::timer::Due;
+use kernel::ke::wait::delay;
+use kernel::ob::ObRef;
+use kernel::rtl::NtStatus;
+use sync::SpinLock;
+use sync::irql::{Dispatch, Irql, ObjectLock, Passive};
+
+use crate::everywhere;
+use crate::random::Random;
+use crate::runner::{Result, Test, Verdict, check, equal};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("io::null_takes_all_lengths_through_a_filter", null),
+    ("io::devices_stack_and_end_with_their_last_reference", stacks),
+    ("io::packets_pend_and_are_cancelled_or_taken", pending),
+    ("io::storm_with_cancels_on_all_processors", storm),
+    ("io::a_driver_is_unloaded_behind_its_last_packet", unload),
+];
+
+fn is(found: NtStatus, wanted: NtStatus, what: &'static str) -> Result {
+    equal(found.0.into(), wanted.0.into(), what)
+}
+
+fn ok<T>(result: core::result::Result<T, NtStatus>, what: &'static str) -> core::result::Result<T, Verdict> {
+    result.map_err(|status| Verdict::Fail(what, status.0.into(), 0))
+}
+
+/// What every test leaves: no call under way, the lists of packets empty.
+fn settled(at: &mut Irql<Passive>) -> Result {
+    allocate::trim(at);
+    equal(verify::under_way() as u64, 0, "calls that were not both returned from and unwound")?;
+    equal(verify::unwatched() as u64, 0, "calls that nobody watched")
+}
+
+/// A filter on Null: the lower device, and the one above.
+fn stack_of_two(
+    at: &mut Irql<Passive>,
+) -> core::result::Result<(ObRef<KDeviceObject>, ObRef<KDeviceObject>), Verdict> {
+    let nulls = ok(device::register::<Null, _>(at), "a driver")?;
+    let filters = ok(device::register::<Filter, _>(at), "a driver")?;
+    let lower = ok(device::create_device(&nulls, Null, at), "a device")?;
+    let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
+    Ok((lower, upper))
+}
+
+fn null(at: &mut Irql<Passive>) -> Result {
+    let (lower, upper) = stack_of_two(at)?;
+    for length in [0, 1, 512, u32::MAX - 1, u32::MAX] {
+        for place in [0, -1, i64::MAX] {
+            let end =
+                ok(send_and_wait(&upper, Function::Write(ReadWrite::new(length, place)), at), "a packet")?;
+            is(end.status, NtStatus::SUCCESS, "a write")?;
+            equal(end.information as u64, length.into(), "bytes taken")?;
+            let end =
+                ok(send_and_wait(&upper, Function::Read(ReadWrite::new(length, place)), at), "a packet")?;
+            is(end.status, NtStatus::END_OF_FILE, "a read")?;
+            equal(end.information as u64, 0, "bytes read")?;
+        }
+    }
+    let end = ok(send_and_wait(&upper, Function::Control(DeviceControl::new(4, 0, 0)), at), "a packet")?;
+    is(end.status, NtStatus::INVALID_DEVICE_REQUEST, "a code that nobody knows")?;
+    is(ok(send_and_wait(&upper, Function::Flush, at), "a packet")?.status, NtStatus::SUCCESS, "a flush")?;
+    device::detach(&upper, &lower, at);
+    drop(upper);
+    drop(lower);
+    settled(at)
+}
+
+fn stacks(at: &mut Irql<Passive>) -> Result {
+    let (lower, upper) = stack_of_two(at)?;
+    check(device::top_of(&lower, at).is(&upper), "the filter is on top", 0, 0)?;
+    equal(upper.stack_size as u64, 2, "locations for the top")?;
+    let filters = ok(device::register::<Filter, _>(at), "a driver")?;
+    let third = ok(device::create_attached(&filters, &lower, Filter, at), "one more, on top of all")?;
+    equal(third.stack_size as u64, 3, "locations for the third")?;
+    check(device::top_of(&lower, at).is(&third), "the third is on top", 0, 0)?;
+    let wrong = device::create_device(&filters, Null, at);
+    check(
+        wrong.is_err_and(|status| status == NtStatus::INVALID_PARAMETER),
+        "a device of another driver's",
+        0,
+        0,
+    )?;
+    // What is attached stays without anybody's reference.
+    drop(third);
+    let top = device::top_of(&lower, at);
+    equal(top.stack_size as u64, 3, "the third is still there")?;
+    is(ok(send_and_wait(&top, Function::Flush, at), "a packet")?.status, NtStatus::SUCCESS, "through three")?;
+    device::detach(&top, &upper, at);
+    check(device::top_of(&lower, at).is(&upper), "the filter is on top again", 0, 0)?;
+    is(
+        ok(send_and_wait(&top, Function::Flush, at), "a packet")?.status,
+        NtStatus::SUCCESS,
+        "beside the stack",
+    )?;
+    drop(top);
+    device::detach(&upper, &lower, at);
+    settled(at)
+}
+
+/// Keeps writes until a control takes one.
+struct Parking {
+    queue: CancelSafeQueue,
+}
+
+static PARKED: AtomicU64 = AtomicU64::new(0);
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+static UNLOADED: AtomicU32 = AtomicU32::new(0);
+
+impl Driver for Parking {
+    fn dispatch<'c, L: MayDoIo>(&self, irp: Irp<'c>, at: &mut Irql<L>) -> Handled<'c> {
+        match irp.major() {
+            major::WRITE => {
+                PARKED.fetch_add(1, Ordering::Relaxed);
+                self.queue.insert(irp, at)
+            }
+            _ => {
+                if let Some(parked) = self.queue.take(at) {
+                    TAKEN.fetch_add(1, Ordering::Relaxed);
+                    let length = parked.read_write().length as usize;
+                    parked.complete(NtStatus::SUCCESS, length, 1, at);
+                }
+                irp.complete(NtStatus::SUCCESS, 0, at)
+            }
+        }
+    }
+
+    fn unload(_: &mut Irql<Passive>) {
+        UNLOADED.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A filter on a parking device.
+fn parking(
+    at: &mut Irql<Passive>,
+) -> core::result::Result<(ObRef<KDeviceObject>, ObRef<KDeviceObject>), Verdict> {
+    let drivers = ok(device::register::<Parking, _>(at), "a driver")?;
+    let filters = ok(device::register::<Filter, _>(at), "a driver")?;
+    let lower =
+        ok(device::create_device(&drivers, Parking { queue: CancelSafeQueue::new() }, at), "a device")?;
+    let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
+    Ok((lower, upper))
+}
+
+static DONE: [Event; MAX_PROCESSORS] = [const { Event::new(EventKind::Notification, false) }; MAX_PROCESSORS];
+const TAKE: Function = Function::Control(DeviceControl::new(0, 0, 0));
+
+fn write(length: u32) -> Function {
+    Function::Write(ReadWrite::new(length, 0))
+}
+
+fn pending(at: &mut Irql<Passive>) -> Result {
+    let (lower, upper) = parking(at)?;
+    let mut first = ok(Request::new(upper.clone(), &DONE[0], at), "a request")?;
+    check(first.send(write(7), at) && !first.send(write(7), at), "it is sent once", 0, 0)?;
+    check(!DONE[0].is_signalled(), "it pends", 0, 0)?;
+    // At DISPATCH, as from a DPC.
+    check(first.cancel(&mut at.raise::<Dispatch>()), "its routine is called", 0, 0)?;
+    is(first.wait(at).status, NtStatus::CANCELLED, "how it ended")?;
+    check(!first.cancel(at), "it has no routine any more", 0, 0)?;
+    check(first.send(write(9), at), "the request can be sent again", 0, 0)?;
+    is(ok(send_and_wait(&lower, TAKE, at), "a packet")?.status, NtStatus::SUCCESS, "a take")?;
+    let end = first.wait(at);
+    is(end.status, NtStatus::SUCCESS, "how the taken one ended")?;
+    equal(end.information as u64, 9, "its length")?;
+    // Cancelled before it waits: the insert sees it. A fresh packet is not cancelled.
+    let mut second = ok(Request::new(upper.clone(), &DONE[0], at), "a request")?;
+    check(second.send(write(1), at) && second.cancel(at), "cancelled", 0, 0)?;
+    is(second.wait(at).status, NtStatus::CANCELLED, "the second")?;
+    drop((first, second));
+    device::detach(&upper, &lower, at);
+    drop((upper, lower));
+    settled(at)
+}
+
+/// What the jobs send to.
+static TARGET: SpinLock<Option<ObRef<KDeviceObject>>, ObjectLock> = SpinLock::new(None);
+static SENT: AtomicU64 = AtomicU64::new(0);
+static SUCCEEDED: AtomicU64 = AtomicU64::new(0);
+static CANCELLED: AtomicU64 = AtomicU64::new(0);
+static WRONG: AtomicU64 = AtomicU64::new(0);
+
+const ROUNDS: u32 = 400;
+
+/// Sends writes, takes others' and cancels its own; each ends, as one or the other.
+fn send_and_cancel(at: &mut Irql<Passive>, processor: u32) {
+    let target = TARGET.lock(at).clone();
+    let Some(target) = target else { return };
+    let mut random = Random::new(0x10_0000 + u64::from(processor));
+    let Ok(mut request) = Request::new(target.clone(), &DONE[processor as usize], at) else {
+        WRONG.fetch_add(1, Ordering::Relaxed);
+        return;
+    };
+    for round in 0..ROUNDS {
+        if !request.send(write(round), at) {
+            WRONG.fetch_add(1, Ordering::Relaxed);
+        }
+        SENT.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..random.below(3) {
+            if !send_and_wait(&target, TAKE, at).is_ok_and(|end| end.status == NtStatus::SUCCESS) {
+                WRONG.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        // Whoever has it by now, it ends: taken by another, or by this.
+        if random.below(2) == 0 {
+            request.cancel(&mut at.raise::<Dispatch>());
+        } else {
+            request.cancel(at);
+        }
+        let end = request.wait(at);
+        let tally = match end.status {
+            NtStatus::SUCCESS if end.information == round as usize => &SUCCEEDED,
+            NtStatus::CANCELLED => &CANCELLED,
+            _ => &WRONG,
+        };
+        tally.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn storm(at: &mut Irql<Passive>) -> Result {
+    let (lower, upper) = parking(at)?;
+    for tally in [&PARKED, &TAKEN, &SENT, &SUCCEEDED, &CANCELLED, &WRONG] {
+        tally.store(0, Ordering::Relaxed);
+    }
+    *TARGET.lock(at) = Some(upper.clone());
+    everywhere::run(at, send_and_cancel);
+    let target = TARGET.lock(at).take();
+    drop(target);
+    let [parked, taken, sent, succeeded, cancelled, wrong] =
+        [&PARKED, &TAKEN, &SENT, &SUCCEEDED, &CANCELLED, &WRONG].map(|tally| tally.load(Ordering::Relaxed));
+    equal(wrong, 0, "requests that ended as none of both")?;
+    equal(sent, u64::from(ROUNDS * prcb::count()), "sent")?;
+    equal(parked, sent, "that reached the driver")?;
+    equal(succeeded, taken, "that ended well were those that were taken")?;
+    equal(cancelled, sent - taken, "the others were cancelled")?;
+    device::detach(&upper, &lower, at);
+    drop((upper, lower));
+    settled(at)
+}
+
+/// Sends writes until it has gone round, by a reference of its own.
+fn send_while_it_goes(at: &mut Irql<Passive>, processor: u32) {
+    let target = TARGET.lock(at).clone();
+    let Some(target) = target else { return };
+    let Ok(mut request) = Request::new(target, &DONE[processor as usize], at) else {
+        WRONG.fetch_add(1, Ordering::Relaxed);
+        return;
+    };
+    // The first processor's is the driver's last user: the others have gone, or not begun.
+    if processor == 0 {
+        let target = TARGET.lock(at).take();
+        drop(target);
+    }
+    for round in 0..ROUNDS {
+        if UNLOADED.load(Ordering::SeqCst) != 0 || !request.send(write(round), at) {
+            WRONG.fetch_add(1, Ordering::Relaxed);
+        }
+        request.cancel(at);
+        if request.wait(at).status != NtStatus::CANCELLED {
+            WRONG.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    SENT.fetch_add(1, Ordering::Relaxed);
+}
+
+fn unload(at: &mut Irql<Passive>) -> Result {
+    UNLOADED.store(0, Ordering::SeqCst);
+    WRONG.store(0, Ordering::Relaxed);
+    SENT.store(0, Ordering::Relaxed);
+    let drivers = ok(device::register::<Parking, _>(at), "a driver")?;
+    let parking = Parking { queue: CancelSafeQueue::new() };
+    let only = ok(device::create_device(&drivers, parking, at), "a device")?;
+    // The driver is held by its device alone, the device by who sends to it.
+    drop(drivers);
+    *TARGET.lock(at) = Some(only);
+    everywhere::run(at, send_while_it_goes);
+    equal(WRONG.load(Ordering::Relaxed), 0, "sent to a driver that was unloaded, or ended otherwise")?;
+    check(SENT.load(Ordering::Relaxed) >= 1, "somebody sent", 0, 0)?;
+    // Ended by a work item where the last reference went at DISPATCH or with another object's end.
+    for _ in 0..1000 {
+        if UNLOADED.load(Ordering::SeqCst) != 0 {
+            break;
+        }
+        let _ = delay(Due::In(10_000), at);
+    }
+    equal(UNLOADED.load(Ordering::SeqCst).into(), 1, "unloaded, once")?;
+    settled(at)
+}
