@@ -12,11 +12,12 @@
 //! IRQL:       up to DISPATCH.
 //! Invariants: I1 a location is unwound once for each call that went to it: its `control` is cleared before its routine runs.
 //!             I2 a packet that has ended is at `stack_count` + 2, so that a second completion is seen.
+//! Not as NT:  a master packet of which a part failed ends with that part's status; NT leaves it to the driver that made the parts.
 //! Tests:      tests/props/tests/io_packets.rs; selftest `io::*`; crash `irp_completed_twice`.
 //! Sources:    WDK, `IoCompleteRequest`, `IoSetCompletionRoutine`, "Using IRP Completion Routines".
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use sync::irql::Irql;
 
@@ -115,7 +116,9 @@ unsafe fn end<L: MayDoIo>(irp: NonNull<KIrp>, increment: u8, at: &mut Irql<L>) -
             let master = (*it).associated.cast::<KIrp>();
             // An associated one that failed decides about the whole.
             if !(*it).io_status.status.is_success() {
-                (*master).io_status.status = (*it).io_status.status;
+                // Two may fail at once.
+                let status = (&raw mut (*master).io_status.status).cast::<u32>();
+                AtomicU32::from_ptr(status).store((*it).io_status.status.0, Ordering::Relaxed);
             }
             release(irp, at);
             // AcqRel: the last one comes behind what the others did.

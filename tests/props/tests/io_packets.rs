@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, PoisonError};
 
-use kernel::io::layout::{CompletionRoutine, IoStatus, KIrp, control, major};
+use kernel::io::layout::{CompletionRoutine, IoStatus, KIrp, control, irp_flags, major};
 use kernel::io::objects::{KDeviceObject, KDriverObject};
 use kernel::io::{call, cancel, complete, packet};
 use kernel::rtl::NtStatus;
@@ -389,5 +389,36 @@ fn a_routine_is_where_who_is_called_next_finds_it() {
         packet::reuse(irp, NtStatus::TIMEOUT);
         assert!(packet::next(irp).as_ref().completion_routine.is_none());
         assert_eq!((irp.as_ref().io_status.status, irp.as_ref().current_location), (NtStatus::TIMEOUT, 3));
+    }
+}
+
+/// A master packet of three parts, which end in any order: it ends with the last, as the first part that failed says.
+#[test]
+fn a_master_ends_with_the_last_of_its_parts() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+        let log = RefCell::new(Log::default());
+        let acts = [Act::Pend(NtStatus::SUCCESS)];
+        let mut machines = [0; 4].map(|_| Machine::new(&acts, &log, 1));
+        let mut end = IoStatus::new(NtStatus::PENDING, 0);
+        let packets = [0, 1, 2, 3].map(|at| machines[at].packet(1));
+        let (master, parts) = (packets[3], &packets[..3]);
+        // SAFETY: the packets are ours until they are sent, and again where they pend.
+        unsafe {
+            (*master.as_ptr()).user_iosb = &raw mut end;
+            (*master.as_ptr()).associated = ptr::without_provenance_mut(3);
+            for (part, machine) in parts.iter().zip(&mut machines) {
+                (*part.as_ptr()).flags = irp_flags::ASSOCIATED_IRP;
+                (*part.as_ptr()).associated = master.as_ptr().cast();
+                assert_eq!(call::call_driver(machine.top(), *part), NtStatus::PENDING);
+            }
+            for (nth, number) in order.into_iter().enumerate() {
+                assert_eq!(end.status, NtStatus::PENDING, "{nth} of three parts have ended");
+                let status = if number == 1 { NtStatus::UNSUCCESSFUL } else { NtStatus::SUCCESS };
+                (*parts[number].as_ptr()).io_status = IoStatus::new(status, 0);
+                at_passive(|at| complete::complete(parts[number], 0, at));
+            }
+            assert_eq!((&raw const end).read_volatile().status, NtStatus::UNSUCCESSFUL);
+        }
     }
 }
