@@ -12,7 +12,7 @@
 //!             I3 `attached_device` is a reference to the device above, under the lock; that one has one to this in its [`Lower`].
 //!                The circle ends by [`detach`].
 //!             I4 a packet is in a stack only while its maker has a reference to the device that it was sent to.
-//! Not as NT:  the lists of devices and the order of names come with `ob`'s namespace.
+//! Not as NT:  names are given to drivers and devices that are there already.
 //! Tests:      selftest `io::*`.
 //! Sources:    WDK, `IoCreateDevice`, `IoDeleteDevice`, `IoAttachDeviceToDeviceStack`, `IoDetachDevice`, "Unloading a Driver".
 
@@ -36,8 +36,11 @@ use super::packet::MOST_LOCATIONS;
 use super::{MayDoIo, layout};
 use crate::ke::event::{Event, EventKind};
 use crate::mm::pool::Tag;
-use crate::ob::{AccessMask, Body, GenericMapping, ObRef, ObjectType, create, create_with_extra};
-use crate::rtl::{KListEntry, NtStatus, UnicodeString};
+use crate::ob::{
+    AccessMask, Body, GenericMapping, ObRef, ObjectType, Parsed, Path, Permanence, Request, create,
+    create_with_extra, namespace,
+};
+use crate::rtl::{KListEntry, NtStatus, UnicodeString, WideStr};
 
 /// A device's state, and what its driver does.
 pub trait Driver: Send + Sync + Sized + 'static {
@@ -52,17 +55,18 @@ pub trait Driver: Send + Sync + Sized + 'static {
 }
 
 /// Rights to devices and drivers: those of files.
-const MAPPING: GenericMapping = GenericMapping {
+pub(super) const MAPPING: GenericMapping = GenericMapping {
     read: AccessMask(0x0012_0089),
     write: AccessMask(0x0012_0116),
     execute: AccessMask(0x0012_00A0),
     all: AccessMask(0x001F_01FF),
 };
 
-static DEVICE: ObjectType<KDeviceObject> =
-    ObjectType::new("Device", Tag::new(b"Devi"), MAPPING, AccessMask(0x001F_01FF));
-static DRIVER: ObjectType<KDriverObject> =
-    ObjectType::new("Driver", Tag::new(b"Driv"), MAPPING, AccessMask(0x001F_01FF));
+/// All rights to them.
+pub(super) const ALL: AccessMask = AccessMask(0x001F_01FF);
+
+static DEVICE: ObjectType<KDeviceObject> = ObjectType::new("Device", Tag::new(b"Devi"), MAPPING, ALL);
+static DRIVER: ObjectType<KDriverObject> = ObjectType::new("Driver", Tag::new(b"Driv"), MAPPING, ALL);
 
 /// I3, and the drivers' lists.
 static STACKS: SpinLock<(), ObjectLock> = SpinLock::new(());
@@ -95,6 +99,12 @@ const fn vtable<D: Driver>() -> &'static Vtable {
 impl Body for KDeviceObject {
     fn object_type() -> &'static ObjectType<Self> {
         &DEVICE
+    }
+
+    const PARSES: bool = true;
+
+    fn parse(this: &ObRef<Self>, request: Request<'_>, at: &mut Irql<Passive>) -> Result<Parsed, NtStatus> {
+        super::file::parse(this, request, at)
     }
 
     fn delete(&mut self, at: &mut Irql<Passive>) {
@@ -222,6 +232,20 @@ pub fn create_attached<D: Driver, L: MayWait + MayDoIo>(
         is_free
     };
     if attached { Ok(device) } else { Err(NtStatus::DEVICE_ALREADY_ATTACHED) }
+}
+
+/// Gives a driver or a device its name, in `\Driver` or `\Device`; it has that until [`take_name`].
+///
+/// # Errors
+/// As [`Namespace::enter`](crate::ob::Namespace::enter).
+pub fn give_name<T: Body>(object: &ObRef<T>, path: &WideStr, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
+    namespace().enter(Path::new(path), &object.clone().upcast(), Permanence::Permanent, at)
+}
+
+/// Takes its name away: nobody finds it any more. What is open stays, and so does the device until its last reference.
+#[doc(alias = "IoDeleteDevice")]
+pub fn take_name<T: Body>(object: &ObRef<T>, at: &mut Irql<Passive>) {
+    object.make_temporary(at);
 }
 
 /// Takes `device` off the stack below it. What is under way through it goes on; it ends with its last reference.

@@ -1,7 +1,7 @@
 //! I/O: packets, and the drivers that they travel through.
 //!
 //! Reading order: `layout` and `objects` (NT's bytes), `packet` (locations), `call` and `complete` (down and back up), `cancel` and `csq`
-//! (ending early), `device_queue` (waiting for a device); `allocate`; `irp`, `device`, `request` and `null` (the same in safe Rust). What the checked build watches: `verify`.
+//! (ending early), `device_queue` (waiting for a device); `allocate`; `irp`, `device`, `request`, `file` and `null` (the same in safe Rust). What the checked build watches: `verify`.
 
 #[cfg(target_os = "none")]
 pub mod allocate;
@@ -13,6 +13,8 @@ pub mod csq;
 #[cfg(target_os = "none")]
 pub mod device;
 pub mod device_queue;
+#[cfg(target_os = "none")]
+pub mod file;
 #[cfg(target_os = "none")]
 pub mod irp;
 pub mod layout;

@@ -16,7 +16,7 @@ use sync::event::MayWait;
 use sync::irql::{Apc, Dispatch, Fixed, Irql, Passive};
 
 use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, control, major};
-use super::objects::KDeviceObject;
+use super::objects::{KDeviceObject, KFileObject};
 use super::{MayDoIo, allocate, call, cancel, packet};
 use crate::ke::event::{Event, EventKind};
 use crate::ke::wait;
@@ -36,6 +36,12 @@ pub enum Function {
     Control(DeviceControl),
     /// What was written is to be lasting.
     Flush,
+    /// Of a file: it is opened.
+    Create,
+    /// Of a file: its last handle is gone.
+    Cleanup,
+    /// Of a file: its last reference is gone.
+    Close,
 }
 
 impl Function {
@@ -46,6 +52,9 @@ impl Function {
             Self::Write(parameters) => (major::WRITE, parameters.words()),
             Self::Control(parameters) => (major::DEVICE_CONTROL, parameters.words()),
             Self::Flush => (major::FLUSH_BUFFERS, [0; 4]),
+            Self::Create => (major::CREATE, [0; 4]),
+            Self::Cleanup => (major::CLEANUP, [0; 4]),
+            Self::Close => (major::CLOSE, [0; 4]),
         }
     }
 }
@@ -60,6 +69,24 @@ pub fn send_and_wait<L: MayWait + MayDoIo + wait::CanWait>(
     function: Function,
     at: &mut Irql<L>,
 ) -> Result<IoStatus, NtStatus> {
+    // SAFETY: no file.
+    unsafe { send_for_file(device, function, core::ptr::null_mut(), at) }
+}
+
+/// The same for a file, or null.
+///
+/// # Errors
+/// As [`send_and_wait`].
+///
+/// # Safety
+/// The file stays until this returns.
+#[inline]
+pub(super) unsafe fn send_for_file<L: MayWait + MayDoIo + wait::CanWait>(
+    device: &ObRef<KDeviceObject>,
+    function: Function,
+    file: *mut KFileObject,
+    at: &mut Irql<L>,
+) -> Result<IoStatus, NtStatus> {
     let irp = allocate::allocate(device.stack_size, at)?;
     let event = Event::new(EventKind::Notification, false);
     let mut end = IoStatus::new(NtStatus::PENDING, 0);
@@ -67,6 +94,8 @@ pub fn send_and_wait<L: MayWait + MayDoIo + wait::CanWait>(
     // the device stays, as it is borrowed.
     unsafe {
         prepare(irp, function);
+        (*packet::next(irp).as_ptr()).file_object = file;
+        (*irp.as_ptr()).original_file_object = file;
         (*irp.as_ptr()).user_event = (&raw const event).cast_mut();
         (*irp.as_ptr()).user_iosb = &raw mut end;
         let status = call::call_driver(device.as_ptr(), irp);

@@ -7,15 +7,16 @@ use kernel::io::device::{self, Driver};
 use kernel::io::irp::{Handled, Irp};
 use kernel::io::layout::{DeviceControl, ReadWrite, major};
 use kernel::io::null::{Filter, Null};
-use kernel::io::objects::KDeviceObject;
+use kernel::io::objects::{KDeviceObject, KFileObject};
 use kernel::io::request::{Function, Request, send_and_wait};
 use kernel::io::{MayDoIo, allocate, verify};
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::prcb::{self, MAX_PROCESSORS};
 use kernel::ke::timer::Due;
 use kernel::ke::wait::delay;
-use kernel::ob::ObRef;
-use kernel::rtl::NtStatus;
+use kernel::ob::{self, Directory, ObRef, Path};
+use kernel::rtl::{Case, NtStatus};
+use kernel::wide;
 use sync::SpinLock;
 use sync::irql::{Dispatch, Irql, ObjectLock, Passive};
 
@@ -26,6 +27,7 @@ use crate::runner::{Result, Test, Verdict, check, equal};
 pub(crate) const TESTS: &[Test] = &[
     ("io::null_takes_all_lengths_through_a_filter", null),
     ("io::devices_stack_and_end_with_their_last_reference", stacks),
+    ("io::paths_through_a_device_are_files", files),
     ("io::packets_pend_and_are_cancelled_or_taken", pending),
     ("io::storm_with_cancels_on_all_processors", storm),
     ("io::a_driver_is_unloaded_behind_its_last_packet", unload),
@@ -109,6 +111,77 @@ fn stacks(at: &mut Irql<Passive>) -> Result {
     )?;
     drop(top);
     device::detach(&upper, &lower, at);
+    settled(at)
+}
+
+/// Counts what is asked of its files; one of them it doesn't have.
+struct Files;
+
+static CREATED: AtomicU32 = AtomicU32::new(0);
+static CLEANED: AtomicU32 = AtomicU32::new(0);
+static CLOSED: AtomicU32 = AtomicU32::new(0);
+
+impl Driver for Files {
+    fn dispatch<'c, L: MayDoIo>(&self, irp: Irp<'c>, at: &mut Irql<L>) -> Handled<'c> {
+        let count = match irp.major() {
+            major::CREATE if CREATED.load(Ordering::Relaxed) == 2 => {
+                return irp.complete(NtStatus::OBJECT_NAME_NOT_FOUND, 0, at);
+            }
+            major::CREATE => &CREATED,
+            major::CLEANUP => &CLEANED,
+            _ => &CLOSED,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        irp.complete(NtStatus::SUCCESS, 0, at)
+    }
+}
+
+fn counted(created: u32, cleaned: u32, closed: u32) -> Result {
+    equal(CREATED.load(Ordering::Relaxed).into(), created.into(), "files that were opened")?;
+    equal(CLEANED.load(Ordering::Relaxed).into(), cleaned.into(), "files that were cleaned up")?;
+    equal(CLOSED.load(Ordering::Relaxed).into(), closed.into(), "files that were closed")
+}
+
+fn files(at: &mut Irql<Passive>) -> Result {
+    for count in [&CREATED, &CLEANED, &CLOSED] {
+        count.store(0, Ordering::Relaxed);
+    }
+    let names = ob::namespace();
+    let drivers = ok(device::register::<Files, _>(at), "a driver")?;
+    let filters = ok(device::register::<Filter, _>(at), "a driver")?;
+    ok(device::give_name(&drivers, wide!("\\Driver\\Files"), at), "a driver's name")?;
+    let lower = ok(device::create_device(&drivers, Files, at), "a device")?;
+    ok(device::give_name(&lower, wide!("\\Device\\Files"), at), "a device's name")?;
+    let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
+    let itself = ok(names.open_as::<KDeviceObject>(Path::new(wide!("\\device\\FILES")), at), "the device")?;
+    check(itself.is(&lower), "the named one, not the one on top", 0, 0)?;
+    counted(0, 0, 0)?;
+    let whole =
+        ok(names.open_as::<KFileObject>(Path::new(wide!("\\Device\\Files")), at), "the device as a file")?;
+    let path = Path::new(wide!("\\??\\..\\Device\\Files"));
+    check(names.open_as::<KFileObject>(path, at).is_err(), "a path that leads nowhere", 0, 0)?;
+    let path = Path::new(wide!("\\Device\\Files\\Some\\where"));
+    let inside = ok(names.open_as::<KFileObject>(path, at), "a file on the device")?;
+    equal(whole.file_name.length.into(), 0, "what follows the device's name")?;
+    // SAFETY: the file's name stays with it.
+    let name = ok(unsafe { inside.file_name.view() }, "its name")?;
+    check(name.equals(wide!("\\Some\\where"), Case::Sensitive), "what follows the device's name", 0, 0)?;
+    counted(2, 0, 0)?;
+    let refused = names.open_as::<KFileObject>(path, at);
+    check(refused.is_err_and(|status| status == NtStatus::OBJECT_NAME_NOT_FOUND), "the driver's no", 0, 0)?;
+    let directory = names.open_as::<Directory>(path, at);
+    check(directory.is_err_and(|status| status == NtStatus::OBJECT_TYPE_MISMATCH), "no directory", 0, 0)?;
+    drop(whole);
+    counted(2, 1, 1)?;
+    // Without a name nobody finds it, but what is open stays.
+    device::take_name(&lower, at);
+    check(names.open_as::<KFileObject>(path, at).is_err(), "nothing has the name", 0, 0)?;
+    counted(2, 1, 1)?;
+    drop(inside);
+    counted(2, 2, 2)?;
+    device::take_name(&drivers, at);
+    device::detach(&upper, &lower, at);
+    drop((upper, lower, itself));
     settled(at)
 }
 
