@@ -85,6 +85,7 @@ crash: ## [20 s] Boot the deliberate bugchecks and compare their reports
 inject: ## [5 min] The self-tests again for each of their allocations, which is refused (ONLY=text)
 	@ci/setup.sh run
 	@$(CI) smp --timeout 3000 --append inject $(if $(ONLY),--only $(ONLY)) $(if $(QEMU_CPUS),,--cpus 4) $(GUEST)
+	@$(if $(ONLY),:,$(CI) refusals)
 
 bench: ## [15 s] Count the instructions of the kernel's operations (BLESS=1: make them the baseline; PEER=linux: another kernel's beside them, 5 min)
 	@ci/setup.sh $(if $(PEER),peer,run)

@@ -3,6 +3,8 @@
 //! The bench image's rows are functions whose operation stands between two RDTSCs (tests/bench/src/measure.rs). Here they are
 //! found by name and disassembled, and what is between is counted by kind. In the rows that tell the time, or set a timer by it, the
 //! operation has an RDTSC of its own, which must come right behind an LFENCE (kernel/src/ke/clock.rs): what no emulator shows.
+//!
+//! And what it must not make at all: code that stops because memory has run out, which `alloc`'s infallible calls come to.
 
 use std::path::Path;
 
@@ -46,7 +48,7 @@ const ORDERED: &[&str] = &[
 /// Disassembles the rows; status 1 if one is not as it must be.
 pub(crate) fn check() -> Result<u8> {
     let path = image::build(image::BENCH)?;
-    let mut failed = 0;
+    let mut failed = 0_u32;
     for &(name, wanted) in RULES {
         let code = function(&path, name)?;
         let found = operation(&code).map(|operation| kinds(&operation));
@@ -69,6 +71,9 @@ pub(crate) fn check() -> Result<u8> {
             show(&code);
         }
     }
+    for package in [image::KERNEL, image::BENCH] {
+        failed += u32::from(!never_aborts(&image::build(package)?)?);
+    }
     Ok(u8::from(failed > 0))
 }
 
@@ -76,6 +81,26 @@ fn show(code: &[Instruction]) {
     for instruction in code {
         println!("       {:#x}  {:?}", instruction.ip(), instruction.code());
     }
+}
+
+/// Whether no function of the image is the end of an allocation that must not fail.
+fn never_aborts(path: &Path) -> Result<bool> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let file = object::File::parse(&*bytes).with_context(|| format!("{}", path.display()))?;
+    let names: Vec<&str> = file.symbols().filter_map(|symbol| symbol.name().ok()).collect();
+    ensure!(names.len() > 100, "{} has no symbols to look at", path.display());
+    let name = path.file_name().unwrap_or_default().display();
+    let found: Vec<&str> = names.into_iter().filter(|name| is_alloc_error(name)).collect();
+    match found.as_slice() {
+        [] => println!("ok   {name}: nothing stops for want of memory"),
+        found => println!("FAIL {name}: code that stops for want of memory: {}", found.join(", ")),
+    }
+    Ok(found.is_empty())
+}
+
+/// `alloc::alloc::handle_alloc_error` and what it calls, mangled or not.
+fn is_alloc_error(symbol: &str) -> bool {
+    ["handle_alloc_error", "alloc_error_handler"].iter().any(|name| symbol.contains(name))
 }
 
 /// The instructions of the function `name` in the image at `path`.

@@ -35,6 +35,7 @@ mod profile;
 mod qemu;
 mod qmp;
 mod recording;
+mod refusals;
 mod report;
 mod run;
 mod size;
@@ -166,6 +167,8 @@ enum Command {
     Profile(profile::Plan),
     /// Boot the self-tests under Bochs, which has the timer by the TSC's deadline, and PCIDs; from a CD with Limine.
     Bochs(bochs::Args),
+    /// Boot once for each allocation of bring-up, which is refused: the guest must say so and end.
+    Refusals,
     /// Disassemble operations that must be a few given instructions.
     Codegen,
     /// Follow pairs of threads, each bound to a processor: no cache line that one writes may be touched by another.
@@ -260,6 +263,7 @@ fn execute(command: Command) -> Result<u8> {
         }
         Command::Profile(plan) => profile::run(&plan),
         Command::Bochs(args) => bochs::run(&args),
+        Command::Refusals => refusals::check(true),
         Command::Codegen => codegen::check(),
         Command::Lines => lines::check(),
         Command::Mutants { list: true, .. } => mutants::list(),

@@ -310,14 +310,26 @@ fn choose<'a>(all: &'a [Mutant], choice: Choice<'_>) -> Result<Vec<&'a Mutant>> 
 
 /// A few mutants, spread over the list, that another commit moves on by some.
 fn sample<'a>(all: &'a [Mutant], commit: &str) -> Vec<&'a Mutant> {
-    // The last digits: as good as random, and few enough for a number.
-    let digits = commit.get(commit.len().saturating_sub(8)..).unwrap_or_default();
-    let start = usize::from_str_radix(digits, 16).unwrap_or(0);
+    let start = usize::try_from(number_of(commit)).unwrap_or(0);
     let count = SAMPLE.min(all.len());
     let stride = all.len().div_ceil(count.max(1));
     let picked: std::collections::BTreeSet<usize> =
         (0..count).map(|nth| (start + nth * stride) % all.len()).collect();
     picked.into_iter().map(|index| &all[index]).collect()
+}
+
+/// Where a sample begins, with this commit: the last digits are as good as random, and few enough for a number.
+fn number_of(commit: &str) -> u64 {
+    let digits = commit.get(commit.len().saturating_sub(8)..).unwrap_or_default();
+    u64::from_str_radix(digits, 16).unwrap_or(0)
+}
+
+/// The same for the checks of another kind that are tried in turn; without a git checkout, always the first.
+pub(crate) fn turn() -> Result<u64> {
+    if !workspace().join(".git").exists() {
+        return Ok(0);
+    }
+    Ok(number_of(&tree::commit()?))
 }
 
 /// The end of what a check printed.

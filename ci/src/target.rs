@@ -161,6 +161,12 @@ impl Target {
         self.set_seed(self.seed);
     }
 
+    /// Boots from now on get these words, and no others.
+    pub(crate) fn set_words(&mut self, words: Vec<String>) {
+        self.words = words;
+        self.set_seed(self.seed);
+    }
+
     /// Boots once and judges the run.
     pub(crate) fn run(&self, timeout: Duration, live: bool) -> Result<(Run, Verdict)> {
         let watch = Watch { timeout: Some(timeout), live, until_online: false };

@@ -14,8 +14,8 @@ use crate::qemu::{Accel, Qemu};
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
 use crate::{
-    abi, bench, bochs, codegen, crash, debug, explore, lines, loops, models, mutants, process, profile, recording,
-    size, skips, trace, unsafe_count,
+    abi, bench, bochs, codegen, crash, debug, explore, lines, loops, models, mutants, process, profile,
+    recording, refusals, size, skips, trace, unsafe_count,
 };
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
@@ -65,7 +65,11 @@ const STEPS: &[Step] = &[
     Step { name: "boot-4", what: "self-tests on 4 processors", run: || boot(4) },
     Step { name: "boot-8", what: "self-tests on 8 processors", run: || boot(8) },
     Step { name: "sixteen", what: "threads and waits on 16 processors", run: sixteen },
-    Step { name: "inject", what: "each allocation of each path refused, nothing left behind", run: inject },
+    Step {
+        name: "inject",
+        what: "each allocation of each path refused, of a part of the tests, and of bring-up",
+        run: inject,
+    },
     Step { name: "trim", what: "paged pool and lists of pages, paged pool trimmed at each raise", run: trim },
     Step { name: "clusters", what: "calls between 10 processors in two APIC clusters", run: clusters },
     Step { name: "idle", what: "8 idle processors are left alone for 5 seconds", run: idle },
@@ -415,9 +419,21 @@ fn sixteen() -> Result<Done> {
     Ok(Done::Passed)
 }
 
+/// Of all self-tests, one part in so many is tried, another one with each commit: `make inject` tries all.
+const PARTS: u64 = 12;
+
 fn inject() -> Result<Done> {
-    let words = ["inject", "only=paths::"].map(str::to_owned);
-    judged(&GuestArgs { cpus: 2, append: words.into(), ..GuestArgs::default() })
+    let part = format!("part={}", mutants::turn()? % PARTS);
+    let parts = format!("parts={PARTS}");
+    for (cpus, words) in [(2, vec!["inject", "only=paths::"]), (4, vec!["inject", &parts, &part])] {
+        let append = words.into_iter().map(str::to_owned).collect();
+        let args = GuestArgs { cpus, append, ..GuestArgs::default() };
+        match within(&args, 3 * BOOT_TIMEOUT)? {
+            Done::Passed => {}
+            other => return Ok(other),
+        }
+    }
+    zero(refusals::check(false)?)
 }
 
 /// Whoever relies on a page of paged pool that was there a moment ago is found, or never ends.
@@ -446,8 +462,12 @@ const STRESS: &str = "stress_ms=1500";
 
 /// One boot of the self-tests, which must pass.
 fn judged(args: &GuestArgs) -> Result<Done> {
+    within(args, BOOT_TIMEOUT)
+}
+
+fn within(args: &GuestArgs, timeout: Duration) -> Result<Done> {
     let target = Target::prepare(args, ImageChoice::Selftest)?;
-    let (run, verdict) = target.run(BOOT_TIMEOUT, true)?;
+    let (run, verdict) = target.run(timeout, true)?;
     report::print(&run, &verdict, &target.symbols);
     if verdict == Verdict::Interrupted {
         return Ok(Done::Interrupted);

@@ -7,6 +7,13 @@
 //! An image is a small binary that calls `image!` with what it wants to run; the kernel's own is `main.rs`, the self-tests'
 //! is tests/selftest. On a host target the crate compiles to what can be tested there.
 #![cfg_attr(target_os = "none", no_std)]
+#![cfg_attr(
+    not(target_os = "none"),
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests and ke/hosted have a host's memory; the image is linted, too"
+    )
+)]
 
 pub mod boot;
 #[cfg(target_os = "none")]

@@ -230,11 +230,12 @@ pub unsafe fn load_context(root: u64, pcid: Pcid, keep: bool) {
     }
 }
 
-/// What an address is mapped to: physical address, and the leaf's flags narrowed by its parents' (write, user and execute
-/// rights hold only if every level grants them).
+/// What an address of the kernel half is mapped to: physical address, and the leaf's flags narrowed by its parents' (write, user and
+/// execute rights hold only if every level grants them). The user half's tables are given back while others look: they are their
+/// address space's to read, under its lock. Here nothing is mapped there.
 pub fn translate(address: u64) -> Option<(u64, Flags)> {
     const PHYSICAL: u64 = 0x000F_FFFF_FFFF_F000;
-    if (address as i64) << 16 >> 16 != address as i64 {
+    if address >> 47 != 0x1_FFFF {
         return None;
     }
     let mut table = Cr3::read().0.start_address().as_u64();
@@ -243,7 +244,8 @@ pub fn translate(address: u64) -> Option<(u64, Flags)> {
     for level in (0..4).rev() {
         let shift = 12 + 9 * level;
         let index = address >> shift & 511;
-        // SAFETY: page tables are memory that the HHDM maps; a concurrent change is seen or not, as by the processor's walk.
+        // SAFETY: page tables are memory that the HHDM maps; those of the kernel half stay. A concurrent change is seen or not, as by
+        //         the processor's walk.
         let entry = unsafe { ((hhdm() + table + index * 8) as *const u64).read_volatile() };
         let flags = Flags::from_bits_truncate(entry);
         if !flags.contains(Flags::PRESENT) {
@@ -288,7 +290,7 @@ pub fn leaf(address: u64) -> Option<&'static AtomicU64> {
 
 /// Reads a word of kernel memory if it is mapped: for backtraces over stacks that may be broken.
 pub fn read_if_mapped(address: u64) -> Option<u64> {
-    if !address.is_multiple_of(8) || address >> 47 == 0 {
+    if !address.is_multiple_of(8) {
         return None;
     }
     let (physical, flags) = translate(address)?;

@@ -133,6 +133,8 @@ fn bring_up() -> Result<(), Refusal> {
     // SAFETY: once on this processor; the loader's tables are in force.
     unsafe { control::establish(&features) };
 
+    #[cfg(feature = "verifier")]
+    refuse_in_bring_up(&CommandLine::new(info.command_line));
     let mut pages = EarlyPages::new(info.memory_map);
     let mut space =
         KernelSpace::build(&info, features.gib_pages, &mut pages).map_err(|_| Refusal::NoMemory)?;
@@ -332,8 +334,34 @@ fn run_main(at: &mut Irql<Passive>, _: usize) {
         Refusal::NoMemory.report();
     }
     #[cfg(feature = "verifier")]
-    choose_failures(&CommandLine::new(facts().info.command_line));
+    {
+        let line = CommandLine::new(facts().info.command_line);
+        bring_up_is_over(&line);
+        choose_failures(&line);
+    }
     arch::exit::leave((IMAGE.wait().main)(at))
+}
+
+/// `fail_boot_at=`: of bring-up's allocations, the one that fails on purpose; 0: none, but they are counted.
+#[cfg(feature = "verifier")]
+fn refuse_in_bring_up(line: &CommandLine<'_>) {
+    match line.number("fail_boot_at") {
+        Some(Ok(n @ 1..)) => crate::mm::inject::fail_nth(n),
+        Some(_) => crate::mm::inject::fail_nth(u64::MAX),
+        None => {}
+    }
+}
+
+/// Nothing fails any more on that account. Tells how many allocations there were, if that was asked for.
+#[cfg(feature = "verifier")]
+fn bring_up_is_over(line: &CommandLine<'_>) {
+    let left = crate::mm::inject::left();
+    let refused = crate::mm::inject::stop();
+    match line.number("fail_boot_at") {
+        Some(Ok(0)) => crate::info!("bring-up: {} allocations", u64::MAX - left),
+        Some(_) => crate::info!("bring-up: {refused} allocations refused"),
+        None => {}
+    }
 }
 
 /// `fail_at=` and `fail_one_in=` with `seed=`: allocations that fail on purpose.

@@ -45,6 +45,9 @@ impl EarlyPages {
 
     /// Physically contiguous, zeroed bytes, rounded up to pages: the physical address.
     pub fn contiguous(&mut self, bytes: u64) -> Option<u64> {
+        if super::is_refused() {
+            return None;
+        }
         let bytes = bytes.next_multiple_of(PAGE);
         let range = self.ranges[..self.count].iter_mut().find(|range| range.end - range.next >= bytes)?;
         let page = range.next;
@@ -57,6 +60,9 @@ impl EarlyPages {
 
     /// The same from the end of memory, aligned to `align`, and not zeroed: memory that devices reach is kept for them.
     pub fn contiguous_high(&mut self, bytes: u64, align: u64) -> Option<u64> {
+        if super::is_refused() {
+            return None;
+        }
         let bytes = bytes.next_multiple_of(PAGE);
         let start = |range: &Range| {
             let start = range.end.checked_sub(bytes)? / align * align;

@@ -1,11 +1,11 @@
 //! Checked build: allocations that fail on purpose, so that what follows a failure is tried.
 //!
 //! Every allocation of pages, of a promise of some, or of pool asks here first and counts. One is then refused: the n-th from now
-//! (`fail_at=n` on the command line counts from the image's main), or each by chance (`fail_one_in=n`, with `seed=`). What is refused
-//! looks as if memory had run out, and takes nothing.
+//! (`fail_at=n` on the command line counts from the image's main, `fail_boot_at=n` from the first of bring-up to the image's main), or
+//! each by chance (`fail_one_in=n`, with `seed=`). What is refused looks as if memory had run out, and takes nothing.
 //!
 //! IRQL:  any. Without the feature `verifier`, nothing of this is compiled.
-//! Tests: selftest with `inject` on the command line (tests/selftest/src/inject.rs); `make inject`.
+//! Tests: selftest with `inject` on the command line (tests/selftest/src/inject.rs); bring-up's by ci/src/refusals.rs; `make inject`.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

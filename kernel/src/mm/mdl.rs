@@ -203,12 +203,19 @@ impl Mdl {
     }
 
     /// Makes `target` the part of this list from `address` on, `bytes` long; zero: up to the end. It relies on this list's lock and
-    /// mapping, and must not outlive them.
+    /// mapping, and must not outlive them. What the target described is forgotten: a mapping of its own has been ended before
+    /// (`mdl_pages::prepare_for_reuse`), and its pages were unlocked.
     ///
     /// # Errors
-    /// Nothing is changed then.
+    /// Nothing is changed then. A target that is mapped, or holds pages, is refused: nobody could end that any more.
     #[doc(alias = "IoBuildPartialMdl")]
     pub fn build_partial(&self, target: &mut Mdl, address: *mut u8, bytes: u32) -> Result<(), MdlError> {
+        if target.has(flags::MAPPED_TO_SYSTEM_VA) {
+            return Err(MdlError::Mapped);
+        }
+        if target.has(flags::PAGES_LOCKED) {
+            return Err(MdlError::Locked);
+        }
         let source = self.header();
         let into = address.addr().checked_sub(self.address().addr()).ok_or(MdlError::Range)?;
         let left = (source.byte_count as usize).checked_sub(into).ok_or(MdlError::Range)?;

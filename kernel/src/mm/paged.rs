@@ -45,6 +45,7 @@ use super::resolve::Resolution;
 use super::tables::{Access, Caching, Found, Leaf, Tables};
 use super::{Exhausted, pager, physical, shootdown, system_pte};
 use crate::ke::bugcheck::{StopCode, bugcheck};
+use crate::rtl::NtStatus;
 
 use moves::Missing;
 
@@ -226,13 +227,35 @@ enum Step {
 fn bring(address: u64, at: &mut Irql<Apc>) -> Resolution {
     match reveal_or_make(address, at) {
         Step::Done(resolution) => resolution,
-        step => bring_in(address, step, at),
+        step => bring_in(address, step, at, |at| {
+            pager::wait_for_room(at);
+            Ok(())
+        }),
     }
 }
 
+/// As [`resolve`], to lock the page. That doesn't wait for others to give something back, who may be about to lock, too:
+/// STATUS_INSUFFICIENT_RESOURCES.
+pub(super) fn resolve_to_lock(address: u64, at: &mut Irql<Apc>) -> Resolution {
+    // Before, not behind: to make room, this page would go again.
+    if pager::spare_the_reserve(at).is_err() {
+        return Resolution::Refused(NtStatus::INSUFFICIENT_RESOURCES);
+    }
+    match reveal_or_make(address, at) {
+        Step::Done(resolution) => resolution,
+        step => bring_in(address, step, at, pager::spare_the_reserve),
+    }
+}
+
+/// `lack`: there is no memory to read into now; what is to be done then.
 #[cold]
 #[inline(never)]
-fn bring_in(address: u64, mut step: Step, at: &mut Irql<Apc>) -> Resolution {
+fn bring_in(
+    address: u64,
+    mut step: Step,
+    at: &mut Irql<Apc>,
+    lack: impl Fn(&mut Irql<Apc>) -> Result<(), Exhausted>,
+) -> Resolution {
     let page = address / PAGE * PAGE;
     loop {
         match step {
@@ -240,7 +263,11 @@ fn bring_in(address: u64, mut step: Step, at: &mut Irql<Apc>) -> Resolution {
             Step::Wait => moves::wait(page, at),
             Step::Read(slot) => match moves::read(page, slot, at) {
                 Ok(()) => {}
-                Err(Missing::Memory) => pager::wait_for_room(at),
+                Err(Missing::Memory) => {
+                    if lack(at).is_err() {
+                        return Resolution::Refused(NtStatus::INSUFFICIENT_RESOURCES);
+                    }
+                }
                 Err(Missing::Content(status)) => {
                     bugcheck(StopCode::KernelDataInpageError, [slot.into(), status.0.into(), 0, address])
                 }

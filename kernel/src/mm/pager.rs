@@ -29,7 +29,7 @@ use super::paged::moves::{self, Missing};
 use super::pfn::PageNumber;
 use super::pool::{self, Tag};
 use super::shootdown::Run;
-use super::{paged, physical, shootdown};
+use super::{Exhausted, paged, physical, shootdown};
 use crate::ex::{FastMutex, fast_mutex};
 use crate::ke::event::{Event, EventKind};
 use crate::ke::thread::{self, Thread, ThreadRef};
@@ -68,6 +68,9 @@ pub(super) const BATCH: usize = 64;
 const PRIORITY: u8 = 17;
 /// While little memory is left, how often the thread looks, in units of 100 ns.
 const AGAIN: u64 = 1_000_000;
+
+/// How often room is made, or waited for a millisecond, before a lock is refused.
+const PATIENCE: u32 = 64;
 
 /// I1.
 static STORE: SpinLock<Option<&'static dyn BackingStore>, PfnLock> = SpinLock::new(None);
@@ -256,6 +259,21 @@ pub(super) fn wait_for_room(at: &mut Irql<Apc>) {
     if make_room(at) == 0 {
         let _ = wait::delay(Due::In(10_000), at);
     }
+}
+
+/// Has the reserve filled (`frames::store`, I2), for who takes pages that will not go out again: touches rest on it. Where others take
+/// what is gained, or nothing can be gained, it is given up: several who lock would wait for each other.
+pub(super) fn spare_the_reserve(at: &mut Irql<Apc>) -> Result<(), Exhausted> {
+    for _ in 0..PATIENCE {
+        if with_frames(at, |frames| {
+            frames.fill_reserve();
+            frames.is_reserve_full()
+        }) {
+            return Ok(());
+        }
+        wait_for_room(at);
+    }
+    Err(Exhausted)
 }
 
 /// Takes everything of paged pool that can go to the store there, and says how many pages went: for tests.

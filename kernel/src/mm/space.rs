@@ -6,9 +6,11 @@
 //!                read-only when they are asked for.
 
 use arch::paging::{self, AddressSpace, Flags, OutOfPages, PAGE};
+use sync::irql::{AddressSpaceLock, Below, Irql};
 
 use super::early::EarlyPages;
 use super::layout::{DEVICES, Segment};
+use super::process::here;
 use crate::boot::limine::{BootInfo, EntryType};
 
 /// The kernel half under construction. Single-threaded: the boot processor owns it until the memory manager does.
@@ -161,8 +163,11 @@ impl KernelSpace {
     }
 }
 
-/// Whether reading `address` would not fault now.
+/// Whether reading `address` would not fault now. Of the user half: in the address space that the running thread is attached to.
+/// Stale at once, unless the caller keeps the address from ending.
+///
+/// IRQL: at or below DISPATCH, no lock from the address space's on: the user half's tables are read under it.
 #[doc(alias = "MmIsAddressValid")]
-pub fn is_address_valid(address: u64) -> bool {
-    paging::translate(address).is_some()
+pub fn is_address_valid<L: Below<AddressSpaceLock>>(address: u64, at: &mut Irql<L>) -> bool {
+    if address >> 47 == 0 { here::is_valid(address, at) } else { paging::translate(address).is_some() }
 }

@@ -18,7 +18,7 @@ use sync::irql::{Apc, Irql, Passive, PoolLock};
 
 const CHUNKS: u32 = 3;
 const STEPS: usize = if cfg!(miri) { 30 } else { 4000 };
-const CASES: u32 = if cfg!(miri) { 1 } else { 60 };
+const CASES: u32 = if cfg!(miri) { 1 } else { 250 };
 /// Pages that can be promised: fewer than there are addresses.
 const MEMORY: u32 = 1000;
 
@@ -211,7 +211,7 @@ fn run<const SITES: usize>(numbers: &[u64]) {
 }
 
 proptest! {
-    // 60 times 4000 steps, twice.
+    // 250 times 4000 steps, for each of two pools.
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, max_shrink_iters: 500, ..ProptestConfig::default() })]
     #[test]
     fn blocks_are_what_the_list_says(numbers in prop::collection::vec(any::<u64>(), STEPS)) {

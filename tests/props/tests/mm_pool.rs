@@ -171,9 +171,9 @@ fn run<const SITES: usize>(numbers: &[u64]) {
 }
 
 proptest! {
-    // 125 times 4000 steps, on two pools.
+    // 250 times 4000 steps, on each of two pools.
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 1 } else { 125 },
+        cases: if cfg!(miri) { 1 } else { 250 },
         failure_persistence: None,
         max_shrink_iters: 2000,
         ..ProptestConfig::default()

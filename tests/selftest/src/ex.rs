@@ -342,7 +342,11 @@ fn let_in_behind_this(at: &mut Irql<Passive>) -> Result {
         },
         0,
         at,
-    )?;
+    );
+    if waiter.is_err() {
+        RESOURCE.release(at);
+    }
+    let waiter = waiter?;
     until_it_waits(&waiter, at)?;
     let _ = delay(Due::In(20_000), at);
     RESOURCE.release(at);

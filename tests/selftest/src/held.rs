@@ -1,10 +1,21 @@
-//! Pages that a test has: where it ends early, since an allocation was refused on purpose (`inject`), they go back all the same.
+//! What a test has: where it ends early, since an allocation was refused on purpose (`inject`), all goes back nevertheless.
+//!
+//! Pages by number go back when the runner says so, and threads that still run or wait are ended then; lists, blocks and pages in a row are values that a test drops, the later first.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ops::{Deref, DerefMut};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
+use kernel::ke::thread::{Thread, ThreadRef};
+use kernel::ke::timer::Due;
+use kernel::ke::wait;
+use kernel::mm::mdl::{Mdl, flags};
+use kernel::mm::mdl_pages;
 use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
 use kernel::mm::physical;
+use kernel::mm::pool::{self, Tag};
+use kernel::rtl::NtStatus;
 use sync::irql::{Irql, Passive};
 
 use crate::runner::Verdict;
@@ -39,5 +50,151 @@ pub(crate) fn release(at: &mut Irql<Passive>) {
             // SAFETY: taken by `page`, and not given back.
             physical::free(unsafe { Page::from_number(page) }, at);
         }
+    }
+}
+
+/// Threads that the test has made, while an allocation of it is refused: a reference of each.
+static THREADS: [AtomicPtr<Thread>; 64] = [const { AtomicPtr::new(ptr::null_mut()) }; 64];
+/// Are they noted?
+static NOTES: AtomicBool = AtomicBool::new(false);
+
+/// From now on threads are noted, for [`end_threads`].
+pub(crate) fn note_threads() {
+    NOTES.store(true, Ordering::Relaxed);
+}
+
+/// The test made a thread.
+pub(crate) fn note(it: &ThreadRef) {
+    if !NOTES.load(Ordering::Relaxed) {
+        return;
+    }
+    let mut new = Some(it.reference());
+    for slot in &THREADS {
+        // One that has ended needs nobody, and its memory is to be freed.
+        let old = take(slot).filter(|old| !old.is_terminated());
+        if let Some(it) = old.or_else(|| new.take()) {
+            slot.store(it.into_raw().as_ptr(), Ordering::Relaxed);
+        }
+    }
+}
+
+fn take(slot: &AtomicPtr<Thread>) -> Option<ThreadRef> {
+    let raw = NonNull::new(slot.swap(ptr::null_mut(), Ordering::Relaxed))?;
+    // SAFETY: made a pointer by `note`, and taken once.
+    Some(unsafe { ThreadRef::from_raw(raw) })
+}
+
+/// Ends what runs or waits still of the test's threads, which ended before it told them to. How many it made that had not ended, and how
+/// many of them did not end in ten seconds: they wait for a lock that the test has kept.
+pub(crate) fn end_threads(at: &mut Irql<Passive>) -> (u32, u32) {
+    NOTES.store(false, Ordering::Relaxed);
+    let (mut count, mut stuck) = (0, 0);
+    for it in THREADS.iter().filter_map(take) {
+        if !it.is_terminated() {
+            count += 1;
+            // SAFETY: a test's thread, and the test is over: nobody looks at its stack, or waits for what it would do. What it held of
+            //         the kernel's it held in a region, which ends first.
+            let _ = unsafe { it.terminate(NtStatus::CANCELLED, at) };
+            let ended = wait::for_single(&*it, Some(Due::In(100_000_000)), at);
+            stuck += u32::from(ended != NtStatus::SUCCESS);
+        }
+    }
+    (count, stuck)
+}
+
+/// Runs `f` where a value is dropped, which has no token.
+fn at_passive(f: impl FnOnce(&mut Irql<Passive>)) {
+    assert_eq!(arch::irql::current(), 0, "dropped at PASSIVE, where tests run");
+    // SAFETY: 1. just asserted, and what interrupts this code restores the level. 2. no token is used until the drop returns.
+    unsafe { Irql::<Passive>::with(f) }
+}
+
+/// A memory descriptor list that the test made. Its drop unlocks, unmaps and frees it.
+pub(crate) struct List(Option<Mdl>);
+
+impl List {
+    pub(crate) fn new(address: *mut u8, bytes: u32, at: &mut Irql<Passive>) -> Result<Self, Verdict> {
+        let list = mdl_pages::allocate(address, bytes, at);
+        list.map(|list| Self(Some(list))).map_err(|_| Verdict::Fail("no list", 0, 0))
+    }
+}
+
+impl Deref for List {
+    type Target = Mdl;
+
+    fn deref(&self) -> &Mdl {
+        self.0.as_ref().expect("taken by the drop alone")
+    }
+}
+
+impl DerefMut for List {
+    fn deref_mut(&mut self) -> &mut Mdl {
+        self.0.as_mut().expect("taken by the drop alone")
+    }
+}
+
+impl Drop for List {
+    fn drop(&mut self) {
+        let Some(mut list) = self.0.take() else { return };
+        at_passive(|at| {
+            if list.has(flags::PAGES_LOCKED) {
+                mdl_pages::unlock(&mut list, at);
+            }
+            // SAFETY: made by `new`, unlocked; nobody else has it.
+            unsafe { mdl_pages::free(list, at) };
+        });
+    }
+}
+
+/// A block of nonpaged pool that the test took.
+pub(crate) struct Block(NonNull<u8>, Tag);
+
+impl Block {
+    pub(crate) fn new(tag: Tag, size: usize, at: &mut Irql<Passive>) -> Result<Self, Verdict> {
+        let block = pool::allocate(tag, size, at).map_err(|_| Verdict::Fail("no pool", size as u64, 0))?;
+        Ok(Self(block.cast(), tag))
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.0.as_ptr()
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: taken by `new`; the test uses it no more.
+        at_passive(|at| unsafe { pool::free(self.0, self.1, at) });
+    }
+}
+
+/// Pages in a row that the test took.
+pub(crate) struct Run<const N: usize>([PageNumber; N]);
+
+impl<const N: usize> Run<N> {
+    pub(crate) fn new(at: &mut Irql<Passive>) -> Result<Self, Verdict> {
+        let first = physical::allocate_contiguous(N as u32, 0, None, at);
+        let first = first.map_err(|_| Verdict::Fail("no pages", N as u64, 0))?.into_number();
+        let mut pages = [first; N];
+        for (behind, page) in (0..).zip(&mut pages) {
+            let number = u64::from(first.number()) + behind;
+            *page = physical::in_use(number, at).ok_or(Verdict::Fail("a page not in use", number, 0))?;
+        }
+        Ok(Self(pages))
+    }
+
+    pub(crate) fn numbers(&self) -> [PageNumber; N] {
+        self.0
+    }
+
+    /// Where the HHDM has them.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        physical::address(self.0[0])
+    }
+}
+
+impl<const N: usize> Drop for Run<N> {
+    fn drop(&mut self) {
+        // SAFETY: so many were taken by `new`; nothing of the test's leads there any more.
+        at_passive(|at| unsafe { physical::free_contiguous(Page::from_number(self.0[0]), N as u32, at) });
     }
 }

@@ -2,9 +2,12 @@
 //! once for each of them with that one refused. Whatever the test says of it, nothing may be left behind: no level, no memory.
 //!
 //! Where there are more than a few dozen, the later ones are sampled, the further apart the later; tests that take long get fewer.
+//! `parts=n part=k` takes every n-th test.
 
 use arch::exit::Outcome;
-use kernel::ke::{clock, thread};
+use kernel::boot::command_line::CommandLine;
+use kernel::boot::facts;
+use kernel::ke::clock;
 use kernel::mm::zeroing::Pause;
 use kernel::mm::{inject, paged, physical, pool, system_pte};
 use sync::irql::{Irql, Passive};
@@ -12,32 +15,17 @@ use sync::irql::{Irql, Passive};
 use crate::runner::{self, Result, Test, Verdict, check, equal};
 use crate::{everywhere, held};
 
-/// Left out: what measures time, which a refusal or a busy machine changes; and tests that give back what they hold only where they
-/// pass, whose allocations `paths` has.
-const LEFT_OUT: [&str; 10] = [
-    "clock::",
-    "memory_mdl::",
-    "memory_pages::exhaustion",
-    "memory_pages::what_others",
-    "memory_pressure::",
-    "process_locked::",
-    "threads::equal",
-    "timers::absolute",
-    "user_mode::",
-    "waits::",
-];
-
 /// Allocations that are refused one by one.
 const EACH: u64 = 24;
 /// Microseconds of a test above which its later allocations are not tried.
 const LONG: u64 = 300_000;
 
 pub(crate) fn run<'a>(tests: impl Iterator<Item = &'a Test>, at: &mut Irql<Passive>) -> Outcome {
-    let _pause = Pause::begin(at);
     let (mut passed, mut failed, mut skipped, mut refused) = (0, 0, 0, 0);
-    for (name, test) in tests.filter(|(name, _)| !LEFT_OUT.iter().any(|start| name.starts_with(start))) {
+    let (part, parts) = part();
+    for (_, (name, test)) in (0_u64..).zip(tests).filter(|(number, _)| number % parts == part) {
         kernel::info!("run  {name}");
-        match every_failure(*test, at) {
+        match every_failure(name, *test, at) {
             Ok(count) => {
                 passed += 1;
                 refused += count;
@@ -58,10 +46,19 @@ pub(crate) fn run<'a>(tests: impl Iterator<Item = &'a Test>, at: &mut Irql<Passi
     if failed == 0 && refused > 0 { Outcome::Passed } else { Outcome::Failed }
 }
 
+/// `part=k` of `parts=n`: every n-th test, from the k-th. All without.
+fn part() -> (u64, u64) {
+    let line = CommandLine::new(facts().info.command_line);
+    let number = |name| line.number(name).and_then(core::result::Result::ok);
+    let parts = number("parts").unwrap_or(1).max(1);
+    (number("part").unwrap_or(0) % parts, parts)
+}
+
 type Run = fn(&mut Irql<Passive>) -> Result;
 
 /// How many allocations were refused; or what was wrong after the n-th.
-fn every_failure(test: Run, at: &mut Irql<Passive>) -> core::result::Result<u64, (u64, Verdict)> {
+fn every_failure(name: &str, test: Run, at: &mut Irql<Passive>) -> core::result::Result<u64, (u64, Verdict)> {
+    let _pause = runner::counts_pages(name).then(|| Pause::begin(at));
     pool::mark(at);
     paged::mark(at);
     inject::fail_nth(u64::MAX);
@@ -85,13 +82,18 @@ fn one_failure(test: Run, n: u64, at: &mut Irql<Passive>) -> core::result::Resul
     let before = memory(at);
     pool::mark(at);
     paged::mark(at);
+    held::note_threads();
     inject::fail_nth(n);
     let result = test(at);
     let refused = inject::stop();
+    let (ended, stuck) = held::end_threads(at);
     held::release(at);
+    check(stuck == 0, "threads that wait for what the test has kept", stuck.into(), n)?;
     // Its allocations are not the same in every run; where none was refused, it must pass.
     if refused == 0 {
-        result?;
+        check(ended == 0, "threads that a test leaves", ended.into(), n)?;
+        // Threads that are noted keep their memory, which the test may have missed.
+        result.or_else(|_| test(at))?;
     }
     runner::left_clean()?;
     runner::left_no_memory(at)?;
@@ -104,7 +106,9 @@ fn one_failure(test: Run, n: u64, at: &mut Irql<Passive>) -> core::result::Resul
 
 /// Free pages and those that became tables, which stay; and pages that are promised.
 fn memory(at: &mut Irql<Passive>) -> (u32, u32) {
-    thread::trim(at);
+    // A page that is being cleared is on no list.
+    let _pause = Pause::begin(at);
+    runner::settle(at);
     paged::drain(at);
     everywhere::run(at, |at, _| pool::drain_everything(at));
     let counts = physical::counts(at);

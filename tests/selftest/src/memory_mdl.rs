@@ -5,17 +5,17 @@ use core::ptr::NonNull;
 use arch::paging::{Flags, PAGE, translate};
 use kernel::boot::facts;
 use kernel::ke::apc::ProcessorMode;
-use kernel::mm::mdl::{Mdl, MdlError, flags};
+use kernel::mm::mdl::{MdlError, flags};
 use kernel::mm::mdl_pages::{self, AccessViolation, LockError, Operation};
 use kernel::mm::paged;
-use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
 use kernel::mm::physical;
-use kernel::mm::pool::{self, Tag};
+use kernel::mm::pool::Tag;
 use kernel::mm::system_pte;
 use kernel::mm::tables::{Access, Caching};
 use sync::irql::{Irql, Passive};
 
+use crate::held::{Block, List, Run};
 use crate::memory_paged::{self, Baseline};
 use crate::probe;
 use crate::runner::{Result, Test, Verdict, check, equal};
@@ -39,33 +39,13 @@ fn no<E>(what: &'static str) -> impl Fn(E) -> Verdict {
     move |_| Verdict::Fail(what, 0, 0)
 }
 
-/// Three pages in a row, and where the HHDM has them.
-fn buffer(at: &mut Irql<Passive>) -> Found<(*mut u8, [PageNumber; 3])> {
-    let first = physical::allocate_contiguous(3, 0, None, at).map_err(no("no pages"))?.into_number();
-    let mut pages = [first; 3];
-    for (behind, page) in (0..).zip(&mut pages) {
-        let number = u64::from(first.number()) + behind;
-        *page = physical::in_use(number, at).ok_or(Verdict::Fail(
-            "an allocated page is not in use",
-            number,
-            0,
-        ))?;
-    }
-    Ok((physical::address(first), pages))
-}
-
-fn release(pages: [PageNumber; 3], at: &mut Irql<Passive>) {
-    // SAFETY: from `buffer`, and nobody uses them any more.
-    unsafe { physical::free_contiguous(Page::from_number(pages[0]), 3, at) };
-}
-
 fn references(page: PageNumber) -> u64 {
     physical::references(page).0.into()
 }
 
 fn nonpaged(at: &mut Irql<Passive>) -> Result {
-    let block = pool::allocate(TAG, 6000, at).map_err(no("no pool"))?.cast::<u8>();
-    let mut mdl = mdl_pages::allocate(block.as_ptr().wrapping_add(10), 5990, at).map_err(no("no list"))?;
+    let block = Block::new(TAG, 6000, at)?;
+    let mut mdl = List::new(block.as_ptr().wrapping_add(10), 5990, at)?;
     mdl_pages::build_for_nonpaged(&mut mdl);
     let right = (0..mdl.page_count()).all(|page| {
         let address = mdl.header().start_va.addr() as u64 + page as u64 * PAGE;
@@ -75,21 +55,17 @@ fn nonpaged(at: &mut Irql<Passive>) -> Result {
     let address = unsafe { mdl_pages::system_address(&mut mdl, at) };
     let same = address.is_ok_and(|address| address.as_ptr() == block.as_ptr().wrapping_add(10));
     let advanced = mdl.advance_unlocked(4096) == Ok(()) && mdl.header().mapped_system_va == mdl.address();
-    // SAFETY: ours.
-    unsafe {
-        mdl_pages::free(mdl, at);
-        pool::free(block, TAG, at);
-    }
     check(right, "other pages", 0, 0)?;
     check(same, "another address than the pool's", 0, 0)?;
     check(advanced, "advanced to another place", 0, 0)
 }
 
 fn locked(at: &mut Irql<Passive>) -> Result {
-    let (memory, pages) = buffer(at)?;
+    let run = Run::<3>::new(at)?;
+    let (memory, pages) = (run.as_ptr(), run.numbers());
     // The last byte of the first page to the first of the third.
-    let mut mdl = mdl_pages::allocate(memory.wrapping_add(4095), 4098, at).map_err(no("no list"))?;
-    let mut second = mdl_pages::allocate(memory, BYTES, at).map_err(no("no list"))?;
+    let mut mdl = List::new(memory.wrapping_add(4095), 4098, at)?;
+    let mut second = List::new(memory, BYTES, at)?;
     mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Write, at).map_err(no("not locked"))?;
     let once = pages.map(references);
     mdl_pages::probe_and_lock_nonpaged(&mut second, Operation::Read, at).map_err(no("not locked twice"))?;
@@ -103,12 +79,6 @@ fn locked(at: &mut Irql<Passive>) -> Result {
     mdl_pages::unlock(&mut mdl, at);
     mdl_pages::unlock(&mut second, at);
     let end = pages.map(references);
-    // SAFETY: unlocked.
-    unsafe {
-        mdl_pages::free(mdl, at);
-        mdl_pages::free(second, at);
-    }
-    release(pages, at);
     check(right && written, "other pages, or flags", 0, 0)?;
     for (found, wanted, what) in [
         (once, [2, 2, 2], "references of a locked page"),
@@ -124,10 +94,10 @@ fn locked(at: &mut Irql<Passive>) -> Result {
 }
 
 fn mapped(at: &mut Irql<Passive>) -> Result {
-    let (memory, pages) = buffer(at)?;
+    let run = Run::<3>::new(at)?;
     let free = system_pte::free(at);
-    let start = memory.wrapping_add(100);
-    let mut mdl = mdl_pages::allocate(start, 9000, at).map_err(no("no list"))?;
+    let start = run.as_ptr().wrapping_add(100);
+    let mut mdl = List::new(start, 9000, at)?;
     mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
     // SAFETY: our own pages.
     let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::Uncached, at) };
@@ -153,9 +123,6 @@ fn mapped(at: &mut Irql<Passive>) -> Result {
     let second = unsafe { mdl_pages::system_address(&mut mdl, at) }.map_err(no("not mapped again"))?;
     mdl_pages::unlock(&mut mdl, at);
     let at_end = probe::read(second.addr().get() as u64);
-    // SAFETY: unlocked.
-    unsafe { mdl_pages::free(mdl, at) };
-    release(pages, at);
     check(same, "another memory", 0, 0)?;
     // Memory stays cached whatever is asked.
     let wrong = Flags::NO_CACHE | Flags::WRITE_THROUGH;
@@ -166,9 +133,10 @@ fn mapped(at: &mut Irql<Passive>) -> Result {
 }
 
 fn parts(at: &mut Irql<Passive>) -> Result {
-    let (memory, pages) = buffer(at)?;
-    let mut whole = mdl_pages::allocate(memory, BYTES, at).map_err(no("no list"))?;
-    let mut part = mdl_pages::allocate(memory.wrapping_add(4000), 200, at).map_err(no("no list"))?;
+    let run = Run::<3>::new(at)?;
+    let (memory, pages) = (run.as_ptr(), run.numbers());
+    let mut whole = List::new(memory, BYTES, at)?;
+    let mut part = List::new(memory.wrapping_add(4000), 200, at)?;
     mdl_pages::probe_and_lock_nonpaged(&mut whole, Operation::Write, at).map_err(no("not locked"))?;
     whole.build_partial(&mut part, memory.wrapping_add(4000), 200).map_err(no("no part"))?;
     // SAFETY: our own pages.
@@ -179,6 +147,9 @@ fn parts(at: &mut Irql<Passive>) -> Result {
         first.as_ptr().add(150).read_volatile() == 0x77
     };
     let own = part.has(flags::PARTIAL_HAS_BEEN_MAPPED | flags::MAPPED_TO_SYSTEM_VA);
+    // Its mapping would be nobody's any more; nor would be the whole's pages.
+    let mapped = whole.build_partial(&mut part, memory, 100);
+    let locked = part.build_partial(&mut whole, memory.wrapping_add(4000), 100);
     mdl_pages::prepare_for_reuse(&mut part, at);
     let ended = probe::read(first.addr().get() as u64).is_some();
     // Of a whole that is mapped, a part knows the address.
@@ -188,31 +159,24 @@ fn parts(at: &mut Irql<Passive>) -> Result {
     let known = part.has(flags::PARENT_MAPPED_SYSTEM_VA)
         && part.header().mapped_system_va == base.as_ptr().wrapping_add(8000);
     let held = pages.map(references);
+    drop(part);
     mdl_pages::unlock(&mut whole, at);
-    // SAFETY: unlocked; the part holds nothing.
-    unsafe {
-        mdl_pages::free(part, at);
-        mdl_pages::free(whole, at);
-    }
-    release(pages, at);
+    let end = pages.map(references);
+    check(mapped == Err(MdlError::Mapped), "a mapped list made a part", 0, 0)?;
+    check(locked == Err(MdlError::Locked), "a locked list made a part", 0, 0)?;
     check(same && own && ended, "the mapping of a part", same.into(), ended.into())?;
     check(known, "a part of a mapped list", 0, 0)?;
-    equal(held[1], 2, "references with a part")
+    check(held == [2; 3] && end == [1; 3], "references with a part, at the end", held[1], end[1])
 }
 
 static CONSTANT: [u64; 4] = [1, 2, 3, 4];
 
 fn refused(at: &mut Irql<Passive>) -> Result {
-    let (memory, pages) = buffer(at)?;
+    let run = Run::<3>::new(at)?;
+    let (memory, pages) = (run.as_ptr(), run.numbers());
     let lock = |address: *mut u8, bytes, operation, at: &mut Irql<Passive>| -> Found<_> {
-        let mut mdl: Mdl = mdl_pages::allocate(address, bytes, at).map_err(no("no list"))?;
-        let result = mdl_pages::probe_and_lock_nonpaged(&mut mdl, operation, at);
-        if result.is_ok() {
-            mdl_pages::unlock(&mut mdl, at);
-        }
-        // SAFETY: not locked.
-        unsafe { mdl_pages::free(mdl, at) };
-        Ok(result)
+        let mut mdl = List::new(address, bytes, at)?;
+        Ok(mdl_pages::probe_and_lock_nonpaged(&mut mdl, operation, at))
     };
     let constant = core::ptr::from_ref(&CONSTANT).cast_mut().cast::<u8>();
     let read = lock(constant, 32, Operation::Read, at)?;
@@ -221,11 +185,12 @@ fn refused(at: &mut Irql<Passive>) -> Result {
     // Two pages mapped, and the empty one behind them.
     // SAFETY: our own pages.
     let mapping = unsafe { system_pte::map(&pages[..2], Access::Write, at) }.map_err(no("not mapped"))?;
-    let behind = lock(mapping.address().as_ptr(), BYTES, Operation::Read, at)?;
-    let inside = lock(mapping.address().as_ptr(), 2 * PAGE as u32, Operation::Write, at)?;
+    let behind = lock(mapping.address().as_ptr(), BYTES, Operation::Read, at);
+    let inside = lock(mapping.address().as_ptr(), 2 * PAGE as u32, Operation::Write, at);
     system_pte::unmap(mapping, at);
+    let (behind, inside) = (behind?, inside?);
     let held = pages.map(references);
-    release(pages, at);
+    drop(run);
     // Nobody's pages now, though the HHDM has them mapped.
     let free = lock(memory, 8, Operation::Read, at)?;
     check(read.is_ok() && inside.is_ok(), "not locked", 0, 0)?;
@@ -238,24 +203,41 @@ fn refused(at: &mut Irql<Passive>) -> Result {
 /// Untouched, trimmed, trimmed while it is locked; and no more once it was given back.
 fn paged_pool(at: &mut Irql<Passive>) -> Result {
     let baseline = Baseline::take(at);
-    let bytes = BYTES as usize;
-    let block = memory_paged::take(bytes, at)?;
-    let start = block.as_ptr();
-    let lock = |mode, at: &mut Irql<Passive>| -> Found<core::result::Result<Mdl, LockError>> {
-        let mut mdl = mdl_pages::allocate(start.wrapping_add(16), BYTES - 32, at).map_err(no("no list"))?;
-        let result = mdl_pages::probe_and_lock(&mut mdl, mode, Operation::Modify, at);
-        if let Err(error) = result {
-            // SAFETY: not locked.
-            unsafe { mdl_pages::free(mdl, at) };
-            return Ok(Err(error));
-        }
-        Ok(Ok(mdl))
-    };
+    let block = memory_paged::take(BYTES as usize, at)?;
+    let locked = locked_in_paged_pool(block, at);
+    memory_paged::free(block, at);
+    paged::drain(at);
+    let (made, same_and_held, seen, users) = locked?;
+    let freed = lock_paged(block, ProcessorMode::Kernel, at)?.err();
+    let violation = Some(LockError::AccessViolation);
+    equal(made.into(), 3, "pages made")?;
+    check(same_and_held, "other pages after a trim, or not held", 0, 0)?;
+    equal(seen.into(), 0x5A, "what was written through the list")?;
+    check(users == violation && freed == violation, "locked for the user, or freed", 0, 0)?;
+    baseline.compare(at)
+}
+
+/// A list for most of `block`, if it can be locked.
+fn lock_paged(
+    block: NonNull<u8>,
+    mode: ProcessorMode,
+    at: &mut Irql<Passive>,
+) -> Found<core::result::Result<List, LockError>> {
+    let mut mdl = List::new(block.as_ptr().wrapping_add(16), BYTES - 32, at)?;
+    Ok(mdl_pages::probe_and_lock(&mut mdl, mode, Operation::Modify, at).map(|()| mdl))
+}
+
+/// Pages made by the first lock; whether a second one, behind a trim, has the same, and all are held; what was written through the list;
+/// how a lock for the user is refused.
+fn locked_in_paged_pool(
+    block: NonNull<u8>,
+    at: &mut Irql<Passive>,
+) -> Found<(u32, bool, u8, Option<LockError>)> {
     let before = paged::usage(at).resident;
-    let mut first = lock(ProcessorMode::Kernel, at)?.map_err(no("not locked"))?;
+    let mut first = lock_paged(block, ProcessorMode::Kernel, at)?.map_err(no("not locked"))?;
     let made = paged::usage(at).resident - before;
     paged::trim(at);
-    let mut second = lock(ProcessorMode::Kernel, at)?.map_err(no("not locked after a trim"))?;
+    let second = lock_paged(block, ProcessorMode::Kernel, at)?.map_err(no("not locked after a trim"))?;
     paged::trim(at);
     let same = first.pages() == second.pages();
     let held = first.pages().iter().all(|&number| {
@@ -267,26 +249,9 @@ fn paged_pool(at: &mut Irql<Passive>) -> Result {
     // SAFETY: both are byte 5000 of the block.
     let seen = unsafe {
         address.as_ptr().add(5000 - 16).write_volatile(0x5A);
-        start.add(5000).read_volatile()
+        block.as_ptr().add(5000).read_volatile()
     };
-    for list in [&mut first, &mut second] {
-        mdl_pages::unlock(list, at);
-    }
-    // SAFETY: unlocked.
-    unsafe {
-        mdl_pages::free(first, at);
-        mdl_pages::free(second, at);
-    }
-    let users = lock(ProcessorMode::User, at)?.err();
-    memory_paged::free(block, at);
-    paged::drain(at);
-    let freed = lock(ProcessorMode::Kernel, at)?.err();
-    let violation = Some(LockError::AccessViolation);
-    equal(made.into(), 3, "pages made")?;
-    check(same && held, "other pages after a trim, or not held", same.into(), held.into())?;
-    equal(seen.into(), 0x5A, "what was written through the list")?;
-    check(users == violation && freed == violation, "locked for the user, or freed", 0, 0)?;
-    baseline.compare(at)
+    Ok((made, same && held, seen, lock_paged(block, ProcessorMode::User, at)?.err()))
 }
 
 fn device(at: &mut Irql<Passive>) -> Result {
@@ -297,17 +262,20 @@ fn device(at: &mut Irql<Passive>) -> Result {
     // SAFETY: the I/O APIC's registers, which are not touched.
     let mapping = unsafe { system_pte::map_io(registers, 0x20, Caching::Uncached, at) };
     let mapping = mapping.map_err(no("not mapped"))?;
-    let mut mdl = mdl_pages::allocate(mapping.address().as_ptr(), 0x20, at).map_err(no("no list"))?;
-    mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
-    let is_device = mdl.has(flags::IO_SPACE);
-    // SAFETY: as above.
-    let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::Uncached, at) };
-    let found = address.ok().and_then(|address| translate(address.addr().get() as u64));
-    mdl_pages::unlock(&mut mdl, at);
-    // SAFETY: unlocked.
-    unsafe { mdl_pages::free(mdl, at) };
+    let found = device_list(mapping.address().as_ptr(), at);
     system_pte::unmap(mapping, at);
+    let (is_device, found) = found?;
     let uncached = Flags::NO_CACHE | Flags::WRITE_THROUGH;
     let right = found.is_some_and(|(physical, flags)| physical == registers && flags.contains(uncached));
     check(is_device && right, "a device's page", found.map_or(0, |(_, flags)| flags.bits()), 0)
+}
+
+/// Whether registers are a device's, and where a list's own mapping of them leads.
+fn device_list(registers: *mut u8, at: &mut Irql<Passive>) -> Found<(bool, Option<(u64, Flags)>)> {
+    let mut mdl = List::new(registers, 0x20, at)?;
+    mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Modify, at).map_err(no("not locked"))?;
+    // SAFETY: the caller's registers, which are not touched.
+    let address = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::Uncached, at) };
+    let found = address.ok().and_then(|address| translate(address.addr().get() as u64));
+    Ok((mdl.has(flags::IO_SPACE), found))
 }

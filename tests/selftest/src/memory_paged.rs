@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::paging::{PAGE, translate};
-use kernel::ke::{prcb, thread};
+use kernel::ke::prcb;
 use kernel::mm::frames::Counts;
 use kernel::mm::paged::{self, PagedOwned, Usage};
 use kernel::mm::pool::Tag;
@@ -15,7 +15,7 @@ use sync::irql::{Apc, Irql, Passive};
 
 use crate::everywhere;
 use crate::random::Random;
-use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
+use crate::runner::{self, Result, Test, Verdict, check, equal, need_processors};
 use crate::user_pages::{START, UserPages};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -41,8 +41,7 @@ pub(crate) struct Baseline {
 
 impl Baseline {
     pub(crate) fn take(at: &mut Irql<Passive>) -> Self {
-        // Threads that have ended, and their stacks, are kept for the next ones.
-        thread::trim(at);
+        runner::settle(at);
         everywhere::run(at, |at, _| pool::drain_everything(at));
         paged::drain(at);
         everywhere::run(at, |at, _| physical::drain(at));
@@ -249,7 +248,8 @@ fn exhaustion(at: &mut Irql<Passive>) -> Result {
         *slot = Some(page);
         taken += 1;
     }
-    let others = physical::allocate(at).is_err();
+    let more = physical::allocate(at);
+    let others = more.is_err();
     let mut touched = 0_u64;
     // Every eighth page of them: each takes a page of the host's memory for good.
     for block in blocks[..count].iter().flatten() {
@@ -259,7 +259,7 @@ fn exhaustion(at: &mut Irql<Passive>) -> Result {
             touched += 1;
         }
     }
-    pages.into_iter().flatten().for_each(|page| physical::free(page, at));
+    pages.into_iter().flatten().chain(more).for_each(|page| physical::free(page, at));
     blocks[..count].iter().flatten().for_each(|block| free(block.cast(), at));
     check(count > 2 && count < blocks.len(), "blocks", count as u64, touched)?;
     check(refused, "more promised than there is", none, count as u64)?;

@@ -5,9 +5,11 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arch::paging::{PAGE, translate};
+use kernel::ke::apc::ProcessorMode;
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::timer::Due;
 use kernel::ke::{prcb, wait};
+use kernel::mm::mdl_pages::{self, LockError, Operation};
 use kernel::mm::pager::{self, BackingStore};
 use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
@@ -17,6 +19,7 @@ use kernel::rtl::NtStatus;
 use sync::irql::{Apc, Irql, Passive};
 
 use crate::everywhere;
+use crate::held::List;
 use crate::memory_paged::{Baseline, TEST, address, free, is_painted, paint, take};
 use crate::random::Random;
 use crate::runner::{Result, Test, Verdict, check, equal, need_no_trims, need_processors};
@@ -26,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_pager::all_who_need_a_page_wait_for_one_read", one_read),
     ("memory_pager::a_page_under_fire_loses_nothing", under_fire),
     ("memory_pager::more_paged_pool_than_memory", more_than_memory),
+    ("memory_pager::locks_of_more_than_memory_are_refused", locked_to_the_end),
     ("memory_pager::the_writer_makes_room_when_little_is_left", writer),
     ("memory_pager::what_cannot_be_written_stays", unwritable),
     ("memory_pager::storm_from_all_processors", storm),
@@ -106,22 +110,30 @@ unsafe impl BackingStore for RamStore {
 /// The store has its memory, and is registered.
 fn begin(at: &mut Irql<Passive>) -> Result {
     for slot in &STORE.pages {
-        let Ok(page) = physical::allocate(at) else { return Err(Verdict::Fail("no memory", 0, 0)) };
+        let Ok(page) = physical::allocate(at) else {
+            give_store(at);
+            return Err(Verdict::Fail("no memory", 0, 0));
+        };
         slot.store(page.into_number().physical(), Ordering::Relaxed);
     }
     STORE.is_full.store(false, Ordering::Relaxed);
     STORE.is_slow.store(false, Ordering::Relaxed);
     STORE.reads.store(0, Ordering::Relaxed);
     GO_ON.reset(at);
-    had(pager::register(&STORE, at), "register")
+    had(pager::register(&STORE, at), "register").inspect_err(|_| give_store(at))
+}
+
+/// The store's memory goes.
+fn give_store(at: &mut Irql<Passive>) {
+    for slot in &STORE.pages {
+        free_at(slot.swap(0, Ordering::Relaxed), 1, at);
+    }
 }
 
 fn end(at: &mut Irql<Passive>) -> Result {
     let withdrawn = pager::withdraw(at);
     if withdrawn.is_ok() {
-        for slot in &STORE.pages {
-            free_at(slot.swap(0, Ordering::Relaxed), 1, at);
-        }
+        give_store(at);
     }
     had(withdrawn, "withdraw")
 }
@@ -141,16 +153,7 @@ fn with_store(at: &mut Irql<Passive>, test: fn(&mut Irql<Passive>) -> Result) ->
     let ended = end(at);
     result?;
     ended?;
-    // The writer's thread may still be on its way off its stack.
-    let mut compared = baseline.compare(at);
-    for _ in 0..200 {
-        if compared.is_ok() {
-            break;
-        }
-        let _ = wait::delay(Due::In(100_000), at);
-        compared = baseline.compare(at);
-    }
-    compared
+    baseline.compare(at)
 }
 
 /// Gives pages back that were taken together.
@@ -417,6 +420,57 @@ fn more_than_memory(at: &mut Irql<Passive>) -> Result {
         check(resident <= 120, "pages in memory", resident.into(), counts.free.into())?;
         check(same, "another content", 0, 0)
     })
+}
+
+/// More is to be locked than there is room for: by one list, and page by page by many. It is refused in the end, nothing more is held then,
+/// and whoever touches what is out still can.
+fn locked_to_the_end(at: &mut Irql<Passive>) -> Result {
+    with_store(at, |at| {
+        let block = take(ALL * PAGE as usize, at)?;
+        paint(block, ALL * PAGE as usize);
+        let found = lock_until_refused(block, at);
+        let same = is_painted(block);
+        free(block, at);
+        let (whole, last, count, touched) = found?;
+        let exhausted = Some(LockError::Exhausted);
+        check(whole == exhausted && last == exhausted, "locked", whole.is_none().into(), count)?;
+        check((40..120).contains(&count), "pages locked", count, ALL as u64)?;
+        check(touched && same, "another content", touched.into(), same.into())
+    })
+}
+
+/// Pages of which there is room for a part.
+const ALL: usize = 240;
+
+/// How the lock of all of the block is refused, and that of one page more, with how many locked; and whether a page that is out can be
+/// touched beside these.
+fn lock_until_refused(
+    block: NonNull<u8>,
+    at: &mut Irql<Passive>,
+) -> core::result::Result<(Option<LockError>, Option<LockError>, u64, bool), Verdict> {
+    let lock = |list: &mut List, at: &mut Irql<Passive>| {
+        mdl_pages::probe_and_lock(list, ProcessorMode::Kernel, Operation::Read, at)
+    };
+    let mut whole = List::new(block.as_ptr(), (ALL * PAGE as usize) as u32, at)?;
+    let mut pages = [const { None }; ALL];
+    for (number, page) in pages.iter_mut().enumerate() {
+        *page = Some(List::new(block.as_ptr().wrapping_add(number * PAGE as usize), PAGE as u32, at)?);
+    }
+    pager::send_all_out(at);
+    let held = Held::all_but(90, at);
+    let refused = lock(&mut whole, at).err();
+    let (mut last, mut count) = (None, 0);
+    for page in pages.iter_mut().flatten() {
+        last = lock(page, at).err();
+        if last.is_some() {
+            break;
+        }
+        count += 1;
+    }
+    // SAFETY: the test's own block: in its last page.
+    let word = unsafe { block.add(ALL * PAGE as usize - 512).cast::<usize>().read_volatile() };
+    held.give(at);
+    Ok((refused, last, count, word == (block.addr().get() ^ (ALL * PAGE as usize - 512))))
 }
 
 fn writer(at: &mut Irql<Passive>) -> Result {

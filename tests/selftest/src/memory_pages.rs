@@ -200,8 +200,9 @@ fn take_everything(all: u32, at: &mut Irql<Passive>) -> Result {
         }
     }
     let none_left = physical::counts(at).free;
-    let refused =
-        physical::allocate_contiguous(1, 0, None, at).is_err() && physical::allocate_zeroed(at).is_err();
+    let more = [physical::allocate_contiguous(1, 0, None, at), physical::allocate_zeroed(at)];
+    let refused = more.iter().all(|page| page.is_err());
+    more.into_iter().flatten().for_each(|page| physical::free(page, at));
     let mut freed = 0;
     while let Some(sheet) = notes {
         let older = word(sheet, 0);

@@ -110,7 +110,7 @@ fn ended(at: &mut Irql<Passive>) -> Result {
     unsafe { (where_ as *mut u64).write_volatile(0x1111) };
     // SAFETY: the same, by the HHDM.
     let seen = unsafe { physical::address(first).cast::<u64>().read_volatile() };
-    let (inside, behind) = (is_address_valid(where_), is_address_valid(where_ + PAGE));
+    let (inside, behind) = (is_address_valid(where_, at), is_address_valid(where_ + PAGE, at));
     let guard = probe::read(where_ + PAGE);
     system_pte::unmap(mapping, at);
     let after = probe::read(where_);

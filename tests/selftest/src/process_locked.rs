@@ -150,30 +150,47 @@ fn copied(at: &mut Irql<Passive>) -> Result {
                 had(write(shared + PAGE, 2, at), "no write")
             })?;
             let mut reader = locked(space, copy, PAGE, Operation::Read, at)?;
-            equal(space.sizes(at).private, 0, "copies for a reader")?;
-            let mut writer = locked(space, copy + PAGE, PAGE, Operation::Write, at)?;
-            equal(space.sizes(at).private, 1, "copies for a writer")?;
-            let words = (Words::of(&mut reader, at)?, Words::of(&mut writer, at)?);
-            let before = (words.0.at(0).load(SeqCst), words.1.at(0).load(SeqCst));
-            words.1.at(0).store(3, SeqCst);
-            // The reader's page is copied now: it stays the section's.
-            let seen = attached(space, at, |at| {
-                had(write(copy, 4, at), "no copy")?;
-                had(write(shared, 5, at), "no write")?;
-                Ok((had(read(copy + PAGE, at), "no read")?, had(read(shared + PAGE, at), "no read")?))
-            });
-            let after = words.0.at(0).load(SeqCst);
+            let found = beside_a_reader(space, (shared, copy), &mut reader, at);
             end(reader, at);
-            end(writer, at);
+            let (copies, before, seen, after) = found?;
+            check(copies == (0, 1), "copies for a reader, for both", copies.0, copies.1)?;
             check(before == (1, 2), "content of the locked pages", before.0, before.1)?;
-            let (copy, section) = seen?;
-            equal(copy, 3, "what the device wrote")?;
-            equal(section, 2, "the section behind it")?;
+            equal(seen.0, 3, "what the device wrote")?;
+            equal(seen.1, 2, "the section behind it")?;
             equal(after, 5, "the section's page that a reader has")
         })();
         section.release(at);
         result
     })
+}
+
+/// Copies before and after the second page is locked for a writer, the words of both lists, what the process then reads of the writer's
+/// page and of the section's, and the reader's word behind a copy.
+type Seen = ((u64, u64), (u64, u64), (u64, u64), u64);
+
+fn beside_a_reader(
+    space: &ProcessSpace,
+    (shared, copy): (u64, u64),
+    reader: &mut Mdl,
+    at: &mut Irql<Passive>,
+) -> Found<Seen> {
+    let copies = space.sizes(at).private;
+    let mut writer = locked(space, copy + PAGE, PAGE, Operation::Write, at)?;
+    let found = (|| {
+        let copies = (copies, space.sizes(at).private);
+        let words = (Words::of(reader, at)?, Words::of(&mut writer, at)?);
+        let before = (words.0.at(0).load(SeqCst), words.1.at(0).load(SeqCst));
+        words.1.at(0).store(3, SeqCst);
+        // The reader's page is copied now: it stays the section's.
+        let seen = attached(space, at, |at| {
+            had(write(copy, 4, at), "no copy")?;
+            had(write(shared, 5, at), "no write")?;
+            Ok((had(read(copy + PAGE, at), "no read")?, had(read(shared + PAGE, at), "no read")?))
+        })?;
+        Ok((copies, before, seen, words.0.at(0).load(SeqCst)))
+    })();
+    end(writer, at);
+    found
 }
 
 fn refused(at: &mut Irql<Passive>) -> Result {
@@ -369,15 +386,22 @@ fn under_fire(at: &mut Irql<Passive>) -> Result {
     need_processors(2)?;
     let before = baseline(at);
     let space = new_space(at)?;
+    let result = fire(&space, at);
+    space.destroy(at);
+    result?;
+    same_as(before, at)
+}
+
+fn fire(space: &ProcessSpace, at: &mut Irql<Passive>) -> Result {
     let address = had(space.allocate(None, PAGE, RESERVE, page::READWRITE, at), "nothing reserved")?.base;
     ALLOWED.store(0, SeqCst);
-    let result = process_smp::under_fire(at, (&space, address), churn, |at| {
+    process_smp::under_fire(at, (space, address), churn, |at| {
         let (mut times, mut round) = (0, 0_u64);
         while times < 30 {
             round += 1;
             ALLOWED.store(tries() + 3, SeqCst);
             let found =
-                attached(&space, at, |at| lock(address, PAGE, ProcessorMode::User, Operation::Write, at))?;
+                attached(space, at, |at| lock(address, PAGE, ProcessorMode::User, Operation::Write, at))?;
             let mut mdl = match found {
                 Ok(mdl) => mdl,
                 Err(LockError::AccessViolation) => {
@@ -388,23 +412,26 @@ fn under_fire(at: &mut Irql<Passive>) -> Result {
                 Err(error) => return Err(Verdict::Fail("not locked", error.status().0.into(), round)),
             };
             times += 1;
-            let words = Words::of(&mut mdl, at)?;
-            // A word that nobody else writes to, but who clears the page for another use.
-            words.at(PAGE - 8).store(round, SeqCst);
-            let start = tries();
-            ALLOWED.store(start + 3, SeqCst);
-            while tries() - start < 2 {
-                arch::cpu::spin_hint();
-            }
-            let (left, held) = (words.at(PAGE - 8).load(SeqCst), references(mdl.pages()[0], at));
+            let watched = watch(&mut mdl, round, at);
             end(mdl, at);
+            let (left, held) = watched?;
             check(left == round && held > 0, "a locked page got another use", left, held)?;
         }
         Ok(())
-    });
-    space.destroy(at);
-    result?;
-    same_as(before, at)
+    })
+}
+
+/// What is left of `round` in a word of a locked page, and how many references the page has, behind two rounds of the others.
+fn watch(mdl: &mut Mdl, round: u64, at: &mut Irql<Passive>) -> Found<(u64, u64)> {
+    let words = Words::of(mdl, at)?;
+    // A word that nobody else writes to, but who clears the page for another use.
+    words.at(PAGE - 8).store(round, SeqCst);
+    let start = tries();
+    ALLOWED.store(start + 3, SeqCst);
+    while tries() - start < 2 {
+        arch::cpu::spin_hint();
+    }
+    Ok((words.at(PAGE - 8).load(SeqCst), references(mdl.pages()[0], at)))
 }
 
 /// How often the other may do so by now: it would keep this one from the space's lock for long.

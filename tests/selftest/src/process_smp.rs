@@ -10,9 +10,10 @@ use kernel::mm::physical;
 use kernel::mm::process::here::{ProcessSpace, attached};
 use kernel::mm::process::protection::Access;
 use kernel::mm::process::virtual_memory::{COMMIT, DECOMMIT, RELEASE, RESERVE};
+use kernel::mm::space::is_address_valid;
 use kernel::mm::user::compare_exchange_u64;
 use kernel::rtl::status::NtStatus;
-use sync::irql::{Irql, Passive};
+use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::everywhere;
 use crate::process::{baseline, commit_some, had, new_section, new_space, page, read, same_as, write};
@@ -26,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("process_smp::copies_of_all_on_one_page_make_one", one_copy),
     ("process_smp::a_decommitted_frame_is_not_written_by_others", torture),
     ("process_smp::views_end_under_fire", views),
+    ("process_smp::validity_is_asked_as_tables_end", validity),
     ("process_smp::threads_keep_their_space_wherever_they_run", threads),
 ];
 
@@ -271,10 +273,12 @@ fn use_address(at: &mut Irql<Passive>, number: u32) {
 
 /// Waits until each of the others has added to its count.
 fn each_adds(counts: &[AtomicU32; prcb::MAX_PROCESSORS], what: &'static str) -> Result {
-    counts[1..prcb::count() as usize].iter().try_for_each(|count| {
-        let before = count.load(SeqCst);
-        check(wait(|| count.load(SeqCst) - before >= 2), what, before.into(), 0)
-    })
+    counts[1..prcb::count() as usize].iter().try_for_each(|count| adds(count, what))
+}
+
+fn adds(count: &AtomicU32, what: &'static str) -> Result {
+    let before = count.load(SeqCst);
+    check(wait(|| count.load(SeqCst) - before >= 2), what, before.into(), 0)
 }
 
 /// The others do `job` meanwhile.
@@ -339,6 +343,67 @@ fn torture(at: &mut Irql<Passive>) -> Result {
             if round % 2 == 1 {
                 had(space.free(address, PAGE, DECOMMIT, at), "not decommitted")?;
             }
+        }
+        Ok(())
+    });
+    space.destroy(at);
+    result?;
+    same_as(before, at)
+}
+
+/// Asks at PASSIVE and at DISPATCH: one processor, as several would mostly wait for each other.
+fn ask(at: &mut Irql<Passive>, number: u32) {
+    if number != 1 {
+        return;
+    }
+    until_told(at, number, |_, address, at| {
+        let found = [is_address_valid(address, at), is_address_valid(address, &mut at.raise::<Dispatch>())];
+        // Who is changing the space gets its lock meanwhile.
+        (0..200).for_each(|_| arch::cpu::spin_hint());
+        if found.contains(&true) { Ok(()) } else { Err(NtStatus::ACCESS_VIOLATION) }
+    });
+}
+
+/// A page comes and goes with the tables that lead to it, whose memory gets other content at once, while another processor asks about its
+/// address: it is told what is so, and doesn't follow what was a table.
+fn validity(at: &mut Irql<Passive>) -> Result {
+    const PLACE: u64 = 0x7_0000;
+    need_processors(2)?;
+    let before = baseline(at);
+    let space = new_space(at)?;
+    let result = under_fire(at, (&space, PLACE), ask, |at| {
+        for round in 0..20 {
+            let reserved = space.allocate(Some(PLACE), PAGE, RESERVE | COMMIT, page::READWRITE, at);
+            had(reserved, "not allocated")?;
+            let (invalid, valid) = attached(&space, at, |at| {
+                let untouched = is_address_valid(PLACE, at);
+                had(write(PLACE, 1, at), "no write")?;
+                let touched = is_address_valid(PLACE, at);
+                let within = is_address_valid(PLACE, &mut at.raise::<Dispatch>());
+                let behind = is_address_valid(PLACE + PAGE, at);
+                Ok::<_, Verdict>((untouched || behind, touched && within))
+            })?;
+            let outside = is_address_valid(PLACE, at);
+            adds(&USES[1], "it is never found")?;
+            had(space.free(PLACE, 0, RELEASE, at), "not released")?;
+            let ended = attached(&space, at, |at| is_address_valid(PLACE, at));
+            // What was freed last is handed out first: the page and its tables. As a table, this would lead out of all memory.
+            let mut taken = [None; 4];
+            for slot in &mut taken {
+                let Ok(page) = physical::allocate(at) else { break };
+                let number = page.into_number();
+                // SAFETY: just allocated.
+                unsafe { physical::address(number).write_bytes(0xFF, PAGE as usize) };
+                *slot = Some(number);
+            }
+            let tried = adds(&TRIES[1], "nobody asks");
+            for page in taken.into_iter().flatten() {
+                // SAFETY: allocated above.
+                physical::free(unsafe { Page::from_number(page) }, at);
+            }
+            tried?;
+            check(valid && !invalid, "validity in the space", valid.into(), round)?;
+            check(!outside && !ended, "valid without the space, or behind its end", outside.into(), round)?;
         }
         Ok(())
     });

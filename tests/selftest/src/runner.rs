@@ -125,10 +125,7 @@ pub(crate) fn main(at: &mut Irql<Passive>) -> Outcome {
         arch::trace::mark(name, 0);
         pool::mark(at);
         paged::mark(at);
-        // Those that count pages want none to be cleared meanwhile.
-        let counts =
-            ["memory_pages", "memory_pool", "memory_paged", "memory_contiguous", "memory_executable"];
-        let _pause = counts.iter().any(|suite| name.starts_with(suite)).then(|| Pause::begin(at));
+        let _pause = counts_pages(name).then(|| Pause::begin(at));
         let start = time::since_start();
         let result = test(at).and_then(|()| left_clean()).and_then(|()| left_no_memory(at));
         let micro = time::since_start() - start;
@@ -185,13 +182,27 @@ pub(crate) fn main(at: &mut Irql<Passive>) -> Outcome {
     if failed == 0 && passed > 0 { Outcome::Passed } else { Outcome::Failed }
 }
 
-/// Whatever a test allocates it frees: tells tag, place and size of what it did not. A thread that was joined may still be on its way
-/// off its stack, so memory has a second to come back.
+/// Whether a test counts pages, so that none is to be cleared meanwhile.
+pub(crate) fn counts_pages(name: &str) -> bool {
+    let suites = ["memory_pages", "memory_pool", "memory_paged", "memory_contiguous", "memory_executable"];
+    suites.iter().any(|suite| name.starts_with(suite))
+}
+
+/// Frees the memory of all threads that have ended. One that was joined may still be on its way off its stack, and an idle processor may
+/// be about to keep one for the next: whoever counts memory would find it missing, and too much of it later.
+pub(crate) fn settle(at: &mut Irql<Passive>) {
+    while thread::are_any_on_their_way() {
+        let _ = delay(Due::In(10_000), at);
+    }
+    thread::trim(at);
+}
+
+/// Whatever a test allocates it frees: tells tag, place and size of what it did not. Threads of work queues are let go one by one, so
+/// memory has a second to come back.
 pub(crate) fn left_no_memory(at: &mut Irql<Passive>) -> Result {
     let mut found = Leaks::new();
     for _ in 0..100 {
-        // What ended threads leave for the next ones.
-        thread::trim(at);
+        settle(at);
         found = Leaks::look(at);
         if found.count == 0 {
             break;

@@ -10,6 +10,7 @@ use kernel::ke::{clock, prcb, sched};
 use kernel::rtl::NtStatus;
 use sync::irql::{Dispatch, Irql, Passive};
 
+use crate::held;
 use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -41,6 +42,7 @@ pub(crate) fn spawn(
     at: &mut Irql<Passive>,
 ) -> core::result::Result<ThreadRef, Verdict> {
     thread::spawn(options, routine, argument, at)
+        .inspect(held::note)
         .map_err(|status| Verdict::Fail("a thread can't be made", status.0.into(), 0))
 }
 
@@ -270,12 +272,17 @@ fn spreads(at: &mut Irql<Passive>) -> Result {
     }
     let mut threads = [const { None }; prcb::MAX_PROCESSORS];
     let count = prcb::count() as usize;
+    let mut made = Ok(());
     for slot in &mut threads[1..count] {
-        *slot = Some(spawn(&Options { ideal: Some(0), ..Options::default() }, stays, 0, at)?);
+        match spawn(&Options { ideal: Some(0), ..Options::default() }, stays, 0, at) {
+            Ok(it) => *slot = Some(it),
+            Err(verdict) => made = Err(verdict),
+        }
     }
     let limit = clock::interrupt_time_precise() + 50_000_000;
     let all = (1_u64 << count) - 1;
-    while WHERE.load(Ordering::Relaxed) | 1 != all && clock::interrupt_time_precise() < limit {
+    while made.is_ok() && WHERE.load(Ordering::Relaxed) | 1 != all && clock::interrupt_time_precise() < limit
+    {
         arch::cpu::spin_hint();
     }
     let found = WHERE.load(Ordering::Relaxed) | 1;
@@ -283,6 +290,7 @@ fn spreads(at: &mut Irql<Passive>) -> Result {
     for it in threads.iter().flatten() {
         join(it, at)?;
     }
+    made?;
     equal(found, all, "processors that ran one")
 }
 
@@ -303,7 +311,12 @@ fn starves(at: &mut Irql<Passive>) -> Result {
         0,
         at,
     )?;
-    let starved = spawn(&here("starved", 6), |_, _| RAN.store(1, Ordering::Relaxed), 0, at)?;
+    let starved = spawn(&here("starved", 6), |_, _| RAN.store(1, Ordering::Relaxed), 0, at);
+    if starved.is_err() {
+        STOP.store(1, Ordering::Relaxed);
+        join(&hog, at)?;
+    }
+    let starved = starved?;
     let mut after = 0;
     for _ in 0..100 {
         let _ = delay(Due::In(1_000_000), at);

@@ -308,7 +308,15 @@ fn woken_by_who_waits(at: &mut Irql<Passive>) -> Result {
     let _ = sched::set_affinity(&me, 1 << arch::cpu::number(), at);
     // Equals of this one, so that neither is standby.
     let priority = me.scheduling().base();
-    let threads = [spawn(&here("a", priority), runs, 0, at)?, spawn(&here("b", priority), runs, 0, at)?];
+    let threads = ["a", "b"].map(|name| spawn(&here(name, priority), runs, 0, at));
+    if threads.iter().any(|it| it.is_err()) {
+        SHARED.store(1, Ordering::Relaxed);
+        GO.set(0, at);
+        let _ = sched::set_affinity(&me, before, at);
+        threads.iter().flatten().try_for_each(|it| join(it, at))?;
+    }
+    let [first, second] = threads;
+    let threads = [first?, second?];
     // Both wait, pages are zeroed, so that no tick is armed. What follows has no timeout, which would be a look of its own.
     let _ = delay(Due::In(SECOND / 10), at);
     let status = signal_and_wait(&GO, 0, &DONE, None, Alertable::No, at);

@@ -63,8 +63,20 @@ fn semaphore(at: &mut Irql<Passive>) -> Result {
     check(it.release(0, 3, at) == Ok(0) && it.count() == 3, "release", it.count() as u64, 3)
 }
 
+/// What the test of mutants is about: as it was behind it, also where it ends early.
+static IT: Mutant = Mutant::new();
+
 fn mutant(at: &mut Irql<Passive>) -> Result {
-    static IT: Mutant = Mutant::new();
+    let result = owned_and_abandoned(at);
+    if result.is_err() {
+        // Where a thread could not be made, it is this one's, or nobody's.
+        let _ = wait::poll(&IT, at);
+        while IT.release(0, at).is_ok() {}
+    }
+    result
+}
+
+fn owned_and_abandoned(at: &mut Irql<Passive>) -> Result {
     check(IT.release(0, at) == Err(NtStatus::MUTANT_NOT_OWNED), "released by nobody", 0, 0)?;
     for depth in 0..3_i32 {
         is(wait::for_single(&IT, None, at), NtStatus::SUCCESS, "by its owner, again")?;
@@ -198,24 +210,42 @@ fn all(at: &mut Irql<Passive>) -> Result {
 static GO: Event = Event::new(EventKind::Notification, false);
 static WOKEN: AtomicU32 = AtomicU32::new(0);
 
-/// Three threads that wait for `GO`.
-fn three_that_wait(at: &mut Irql<Passive>) -> core::result::Result<[ThreadRef; 3], Verdict> {
+/// Fills `threads` as far as they can be made; those that were are the caller's to end.
+fn spawn_each(
+    threads: &mut [Option<ThreadRef>],
+    at: &mut Irql<Passive>,
+    mut spawn: impl FnMut(usize, &mut Irql<Passive>) -> core::result::Result<ThreadRef, Verdict>,
+) -> Result {
+    for (index, slot) in threads.iter_mut().enumerate() {
+        *slot = Some(spawn(index, at)?);
+    }
+    Ok(())
+}
+
+/// Three threads that wait for `GO`; none where one could not be made.
+fn three_that_wait(at: &mut Irql<Passive>) -> core::result::Result<[Option<ThreadRef>; 3], Verdict> {
     fn waits(at: &mut Irql<Passive>, _: usize) {
         let _ = wait::for_single(&GO, None, at);
         WOKEN.fetch_add(1, Ordering::Relaxed);
     }
     WOKEN.store(0, Ordering::Relaxed);
-    let mut one = || spawn(&Options { priority: 12, ..Options::default() }, waits, 0, at);
-    let threads = [one()?, one()?, one()?];
-    for it in &threads {
+    let mut threads = [const { None }; 3];
+    let options = Options { priority: 12, ..Options::default() };
+    if let Err(refused) = spawn_each(&mut threads, at, |_, at| spawn(&options, waits, 0, at)) {
+        GO.set(0, at);
+        threads.iter().flatten().try_for_each(|it| join(it, at))?;
+        GO.reset(at);
+        return Err(refused);
+    }
+    for it in threads.iter().flatten() {
         until_it_waits(it, at)?;
     }
     equal(WOKEN.load(Ordering::Relaxed).into(), 0, "woken too early")?;
     Ok(threads)
 }
 
-fn all_three_are_woken(threads: &[ThreadRef; 3], at: &mut Irql<Passive>) -> Result {
-    for it in threads {
+fn all_three_are_woken(threads: &[Option<ThreadRef>; 3], at: &mut Irql<Passive>) -> Result {
+    for it in threads.iter().flatten() {
         join(it, at)?;
     }
     equal(WOKEN.load(Ordering::Relaxed).into(), 3, "woken")
@@ -230,9 +260,9 @@ fn pulse(at: &mut Irql<Passive>) -> Result {
 }
 
 fn set_wakes_all(at: &mut Irql<Passive>) -> Result {
+    let threads = three_that_wait(at)?;
     // Who is forgotten is found before the join gives up.
     chain::change_limit(500, at);
-    let threads = three_that_wait(at)?;
     GO.set(0, at);
     let result = all_three_are_woken(&threads, at);
     chain::change_limit(chain::DEFAULT_MILLISECONDS, at);
@@ -248,23 +278,20 @@ fn order(at: &mut Irql<Passive>) -> Result {
     let options =
         Options { priority: 12, affinity: Some(1 << number), ideal: Some(number), ..Options::default() };
     let mut threads = [const { None }; 4];
-    for (index, slot) in threads.iter_mut().enumerate() {
+    let made = spawn_each(&mut threads, at, |index, at| {
         // Above this thread and on its processor: it waits when this returns.
-        *slot = Some(spawn(
-            &options,
-            |at, index| {
-                let _ = wait::for_single(&GO, None, at);
-                let before = ORDER.load(Ordering::Relaxed);
-                ORDER.store(before * 10 + index as u64, Ordering::Relaxed);
-            },
-            index + 1,
-            at,
-        )?);
-    }
+        let waits = |at: &mut Irql<Passive>, index: usize| {
+            let _ = wait::for_single(&GO, None, at);
+            let before = ORDER.load(Ordering::Relaxed);
+            ORDER.store(before * 10 + index as u64, Ordering::Relaxed);
+        };
+        spawn(&options, waits, index + 1, at)
+    });
     for it in threads.iter().flatten() {
         GO.set(0, at);
         join(it, at)?;
     }
+    made?;
     equal(ORDER.load(Ordering::Relaxed), 1234, "the order")
 }
 

@@ -236,8 +236,24 @@ fn with_cache<R>(at: &mut Irql<Passive>, f: impl FnOnce(&mut Spare) -> R) -> R {
 /// Brings the threads that nobody refers to any more into this processor's cache, and frees what doesn't fit.
 fn collect(at: &mut Irql<Passive>) {
     if !GONE.load(Ordering::Relaxed).is_null() {
+        #[cfg(feature = "verifier")]
+        ON_THEIR_WAY.fetch_add(1, Ordering::SeqCst);
         keep(GONE.swap(ptr::null_mut(), Ordering::Acquire), at);
+        #[cfg(feature = "verifier")]
+        ON_THEIR_WAY.fetch_sub(1, Ordering::Release);
     }
+}
+
+/// Checked build: threads that have ended and whose stack is not left yet, and lists of those that somebody has taken over to collect.
+/// What they have is nobody's to free meanwhile.
+#[cfg(feature = "verifier")]
+static ON_THEIR_WAY: AtomicU32 = AtomicU32::new(0);
+
+/// Checked build: is memory of threads that have ended on its way, so that [`trim`] doesn't find it? For those who count memory.
+#[cfg(feature = "verifier")]
+pub fn are_any_on_their_way() -> bool {
+    // Acquire: what was brought home before is found by who looks now.
+    ON_THEIR_WAY.load(Ordering::Acquire) != 0
 }
 
 /// [`collect`] of a list that was taken over.
@@ -318,6 +334,8 @@ pub(in crate::ke) fn collect_gone(at: &mut Irql<Passive>) {
 pub(in crate::ke) fn left_for_good(thread: NonNull<Thread>) {
     // SAFETY: the reference that it was started with.
     drop(unsafe { ThreadRef::from_raw(thread) });
+    #[cfg(feature = "verifier")]
+    ON_THEIR_WAY.fetch_sub(1, Ordering::Release);
 }
 
 /// Where every thread begins: right behind the switch to it, at DISPATCH.
@@ -391,6 +409,8 @@ pub fn exit(status: NtStatus, at: &mut Irql<Passive>) -> ! {
     me.exit_status.store(status.0, Ordering::Release);
     // Before anybody who joins could ask.
     sched::charge_running(&mut at);
+    #[cfg(feature = "verifier")]
+    ON_THEIR_WAY.fetch_add(1, Ordering::SeqCst);
     let joins = signal::end_of(me.header(), &mut at);
     // SAFETY: the wait of `joins` was won just now.
     unsafe { sched::leave_for_good(joins, &mut at, nothing) }

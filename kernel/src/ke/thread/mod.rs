@@ -46,6 +46,8 @@ pub(crate) mod stack;
 mod suspend;
 mod terminate;
 
+#[cfg(feature = "verifier")]
+pub use create::are_any_on_their_way;
 pub(crate) use create::become_idle;
 pub(crate) use create::spawn_zero_page_thread;
 pub(in crate::ke) use create::{Cache, collect_gone, is_anything_gone, left_for_good, quantum};

@@ -207,6 +207,11 @@ impl Frames {
         }
     }
 
+    /// Is all of the reserve there, or no store that needs one?
+    pub fn is_reserve_full(&self) -> bool {
+        self.store.as_ref().is_none_or(|store| store.reserve == Self::RESERVE)
+    }
+
     /// The address ends of a page that is mapped, or was taken back for this: its slot is free, at once or when it is written.
     pub fn leave(&mut self, page: PageNumber) -> Left {
         let entry = self.memory.entry(page);

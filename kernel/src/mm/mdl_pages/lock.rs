@@ -24,7 +24,7 @@ use crate::mm::process::fault::Resolution as UserResolution;
 use crate::mm::process::protection::Access;
 use crate::mm::process::{here, hold};
 use crate::mm::resolve::Resolution;
-use crate::mm::{layout, paged, physical, system_pte, user};
+use crate::mm::{Exhausted, layout, paged, pager, physical, system_pte, user};
 use crate::rtl::status::NtStatus;
 
 /// What will be done to locked pages.
@@ -84,7 +84,8 @@ impl From<hold::Refused> for LockError {
 /// Fills in the pages of a buffer and holds each of them, until [`unlock`], in whatever context. A user buffer is one of the space that the
 /// running thread is attached to. On behalf of [`ProcessorMode::User`] all of it must be the user's.
 ///
-/// What is not there is made, or read in, which may take a wait; to be written, what is copied on write is copied first.
+/// What is not there is made, or read in, which may take a wait; to be written, what is copied on write is copied first. Paged pool is
+/// locked as far as others that touch some can still go on: a lock of more than memory has room for is refused.
 ///
 /// # Errors
 /// Nothing is held then.
@@ -128,19 +129,15 @@ where
     refuse_if_locked(mdl);
     let mut held = Held::default();
     paged::untrimmed(&mut at.raise::<Apc>(), |at| {
-        while let Err(address) = held.go_on(mdl, operation, at) {
-            // A page of it that is there can be written, so it was not.
-            if layout::part(address) != Some(layout::PAGED_POOL)
-                || paged::resolve(address, at) != Resolution::Resolved
-            {
-                physical::manager().with(&mut at.raise::<PageCacheAccess>(), |frames| {
-                    mdl.pages()[..held.pages].iter().for_each(|&number| let_go(number, frames));
-                });
-                return Err(LockError::AccessViolation);
-            }
+        let held_all = held.bring_and_hold(mdl, operation, at);
+        if held_all.is_err() {
+            physical::manager().with(&mut at.raise::<PageCacheAccess>(), |frames| {
+                mdl.pages()[..held.pages].iter().for_each(|&number| let_go(number, frames));
+            });
+        } else {
+            note(mdl, operation, held.device);
         }
-        note(mdl, operation, held.device);
-        Ok(())
+        held_all
     })
 }
 
@@ -184,6 +181,29 @@ impl Held {
         at: &mut Irql<L>,
     ) -> Result<(), u64> {
         self.under_the_lock(mdl, operation, &mut physical::manager().frames().lock(at))
+    }
+
+    /// Holds all pages; those of paged pool are had. What was made scarce by it is there again for others, or it fails.
+    fn bring_and_hold(
+        &mut self,
+        mdl: &mut Mdl,
+        operation: Operation,
+        at: &mut Irql<Apc>,
+    ) -> Result<(), LockError> {
+        let mut has_resolved = false;
+        while let Err(address) = self.go_on(mdl, operation, at) {
+            // A page of it that is there can be written, so it was not.
+            let is_paged = layout::part(address) == Some(layout::PAGED_POOL);
+            match is_paged.then(|| paged::resolve_to_lock(address, at)) {
+                Some(Resolution::Resolved) => has_resolved = true,
+                Some(Resolution::Refused(_)) => return Err(LockError::Exhausted),
+                Some(Resolution::Fatal) | None => return Err(LockError::AccessViolation),
+            }
+        }
+        if has_resolved {
+            pager::spare_the_reserve(at).map_err(|Exhausted| LockError::Exhausted)?;
+        }
+        Ok(())
     }
 
     fn under_the_lock(

@@ -216,6 +216,15 @@ where
     Ok(space)
 }
 
+/// Could `address` of the user half be read, in the space that the running thread is attached to, without a fault? A DPC asks of the
+/// thread that it interrupted.
+pub(crate) fn is_valid<L: Below<AddressSpaceLock>>(address: u64, at: &mut Irql<L>) -> bool {
+    let space = thread::current(at).space.get().cast::<ProcessSpace>();
+    // SAFETY: I2: what runs here is the thread within the `attached` that borrows it, or has interrupted that.
+    let space = unsafe { space.as_ref() };
+    space.is_some_and(|space| space.translate(address, Access::Read, at).is_some())
+}
+
 /// Resolves a fault at `address` of the user half in the space that the running thread is attached to; `None`: to none.
 pub(crate) fn resolve<L>(address: u64, access: Access, at: &mut Irql<L>) -> Option<Resolution>
 where

@@ -7,6 +7,9 @@
 //!             bounded where pages are given back (`change`, by pieces) and by the tables of a range elsewhere. When pages are
 //!             written out, a fault lets go of it to wait for one, as NT does with its working-set lock, and then it may become a
 //!             push lock: whoever takes it has a token that may block.
+//!             Not FIFO: where processors outnumber those that run them, each turn waits for one that is stopped (with 8 on 2, what all
+//!             do at once took four times as long, whoever was kept out before). Who calls in a row keeps others out only while
+//!             they don't look: a push lock will be handed over in order, and its waiters don't spin.
 //! Invariants: I1 a page of the user half has a descriptor, or its entry is zero.
 //!             I2 a page that is present in it is in use in the PFN database: a private one with one share, a section's with one
 //!                for each entry that leads to it and one for the section.
