@@ -82,7 +82,7 @@ crash: ## [20 s] Boot the deliberate bugchecks and compare their reports
 	@ci/setup.sh run
 	@$(CI) crash $(if $(ONLY),--only $(ONLY))
 
-inject: ## [5 min] The self-tests again for each of their allocations, which is refused (ONLY=text)
+inject: ## [10 min] The self-tests again for each of their allocations, which is refused, and a boot for each of bring-up (ONLY=text)
 	@ci/setup.sh run
 	@$(CI) smp --timeout 3000 --append inject $(if $(ONLY),--only $(ONLY)) $(if $(QEMU_CPUS),,--cpus 4) $(GUEST)
 	@$(if $(ONLY),:,$(CI) refusals)
