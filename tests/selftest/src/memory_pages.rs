@@ -255,6 +255,7 @@ impl Known for Page {
 }
 
 fn contiguous(at: &mut Irql<Passive>) -> Result {
+    drain_all(at);
     let before = physical::counts(at);
     const LIMIT: u64 = 64 << 20;
     for (count, align, limit) in
