@@ -190,12 +190,18 @@ fn run_all(options: &Options, count: usize, routines: &[thread::Routine], at: &m
     KEPT.store(0, Ordering::Relaxed);
     LOST.store(0, Ordering::Relaxed);
     let mut threads: [Option<ThreadRef>; 64] = [const { None }; 64];
+    let mut made = Ok(());
     for (seed, slot) in threads[..count * routines.len()].iter_mut().enumerate() {
-        *slot = Some(spawn(options, routines[seed % routines.len()], seed, at)?);
+        match spawn(options, routines[seed % routines.len()], seed, at) {
+            Ok(it) => *slot = Some(it),
+            Err(verdict) => made = Err(verdict),
+        }
     }
+    // They end by themselves.
     for thread in threads.iter().flatten() {
         join(thread, at)?;
     }
+    made?;
     equal(LOST.load(Ordering::Relaxed), 0, "threads that lost their registers, or had another's")
 }
 

@@ -226,7 +226,14 @@ fn statuses(at: &mut Irql<Passive>) -> Result {
 
 fn copies(at: &mut Irql<Passive>) -> Result {
     with_space(at, |first, at| {
-        let (second, section) = (new_space(at)?, new_section(2 * PAGE, at)?);
+        let second = new_space(at)?;
+        let section = match new_section(2 * PAGE, at) {
+            Ok(section) => section,
+            Err(verdict) => {
+                second.destroy(at);
+                return Err(verdict);
+            }
+        };
         let map = |space: &ProcessSpace, protect, at: &mut Irql<Passive>| {
             Ok::<_, Verdict>(had(space.map(&section, None, 0, 0, 0, protect, at), "no view")?.base)
         };
