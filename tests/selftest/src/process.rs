@@ -62,6 +62,21 @@ pub(crate) fn new_section(bytes: u64, at: &mut Irql<Passive>) -> Found<SectionRe
     had(Section::create(Here, bytes, page::READWRITE, at), "no section")
 }
 
+/// Both, or nothing.
+pub(crate) fn space_and_section(
+    bytes: u64,
+    at: &mut Irql<Passive>,
+) -> Found<(ProcessSpace, SectionRef<Here>)> {
+    let space = new_space(at)?;
+    match new_section(bytes, at) {
+        Ok(section) => Ok((space, section)),
+        Err(verdict) => {
+            space.destroy(at);
+            Err(verdict)
+        }
+    }
+}
+
 /// Reads a word of the space that is loaded.
 pub(crate) fn read<L: MayBlock>(address: u64, at: &Irql<L>) -> core::result::Result<u64, NtStatus> {
     let mut bytes = [0; 8];
@@ -226,14 +241,7 @@ fn statuses(at: &mut Irql<Passive>) -> Result {
 
 fn copies(at: &mut Irql<Passive>) -> Result {
     with_space(at, |first, at| {
-        let second = new_space(at)?;
-        let section = match new_section(2 * PAGE, at) {
-            Ok(section) => section,
-            Err(verdict) => {
-                second.destroy(at);
-                return Err(verdict);
-            }
-        };
+        let (second, section) = space_and_section(2 * PAGE, at)?;
         let map = |space: &ProcessSpace, protect, at: &mut Irql<Passive>| {
             Ok::<_, Verdict>(had(space.map(&section, None, 0, 0, 0, protect, at), "no view")?.base)
         };
@@ -273,7 +281,7 @@ fn copies(at: &mut Irql<Passive>) -> Result {
 
 fn shared(at: &mut Irql<Passive>) -> Result {
     with_space(at, |first, at| {
-        let (second, section) = (new_space(at)?, new_section(0x2_0000, at)?);
+        let (second, section) = space_and_section(0x2_0000, at)?;
         let result = (|| {
             let base = had(first.map(&section, None, 0, 0, 0, page::READWRITE, at), "no view")?.base;
             let part = had(second.map(&section, None, 0x1_0000, PAGE, 0, page::READONLY, at), "no view")?;

@@ -16,7 +16,9 @@ use kernel::rtl::status::NtStatus;
 use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::everywhere;
-use crate::process::{baseline, commit_some, had, new_section, new_space, page, read, same_as, write};
+use crate::process::{
+    baseline, commit_some, had, new_section, new_space, page, read, same_as, space_and_section, write,
+};
 use crate::random::Random;
 use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
 use crate::threads::{join, spawn};
@@ -193,7 +195,7 @@ fn one_page(at: &mut Irql<Passive>) -> Result {
 fn one_copy(at: &mut Irql<Passive>) -> Result {
     need_processors(2)?;
     let before = baseline(at);
-    let (space, section) = (new_space(at)?, new_section(ROUNDS * PAGE, at)?);
+    let (space, section) = space_and_section(ROUNDS * PAGE, at)?;
     let result = (|| {
         let copy = had(space.map(&section, None, 0, 0, 0, page::WRITECOPY, at), "no view")?.base;
         let whole = had(space.map(&section, None, 0, 0, 0, page::READWRITE, at), "no view")?.base;
@@ -416,7 +418,16 @@ fn validity(at: &mut Irql<Passive>) -> Result {
 fn views(at: &mut Irql<Passive>) -> Result {
     need_processors(2)?;
     let before = baseline(at);
-    let (space, sections) = (new_space(at)?, [new_section(PAGE, at)?, new_section(PAGE, at)?]);
+    let (space, first) = space_and_section(PAGE, at)?;
+    let second = match new_section(PAGE, at) {
+        Ok(second) => second,
+        Err(verdict) => {
+            first.release(at);
+            space.destroy(at);
+            return Err(verdict);
+        }
+    };
+    let sections = [first, second];
     const ADDRESS: u64 = 0x7_0000;
     let result = under_fire(at, (&space, ADDRESS), use_address, |at| {
         for round in 0..12 {
