@@ -1,5 +1,8 @@
 //! Links the image by kernel/image.ld; a host build of the same package is an ordinary program. Makes the table of upper cases.
 
+// It runs on the host, where memory that runs out may end it.
+#![allow(clippy::disallowed_methods)]
+
 use std::fmt::Write as _;
 use std::path::Path;
 

@@ -70,18 +70,24 @@ mod tests {
     #[repr(C)]
     struct Subject<T> {
         kind: u8,
-        pair: (u32, T),
+        pair: Pair<T>,
+    }
+
+    #[repr(C)]
+    struct Pair<T> {
+        first: u32,
+        second: T,
     }
 
     crate::nt_layout! {
-        [T] Subject<T> = "SUBJECT" { kind => "Type", pair.1 => "Low" ..= "High", }
+        [T] Subject<T> = "SUBJECT" { kind => "Type", pair.second => "Low" ..= "High", }
     }
 
     #[test]
     fn fields_have_nts_names_and_the_compilers_numbers() {
         let fields = Subject::<u64>::FIELDS;
         assert_eq!(fields[0], Field { first: "Type", last: "Type", offset: 0, size: 1 });
-        let at = core::mem::offset_of!(Subject<u64>, pair.1);
+        let at = core::mem::offset_of!(Subject<u64>, pair.second);
         assert_eq!(fields[1], Field { first: "Low", last: "High", offset: at, size: 8 });
         const { assert!(Subject::<u8>::WHOLE) };
     }

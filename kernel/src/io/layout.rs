@@ -60,7 +60,7 @@ impl IoStatus {
 #[repr(C)]
 #[doc(alias = "IRP")]
 pub struct KIrp {
-    /// [`IO_TYPE_IRP`](super::IO_TYPE_IRP).
+    /// [`IO_TYPE_IRP`](super::objects::IO_TYPE_IRP).
     pub kind: i16,
     /// Bytes, the locations included.
     pub size: u16,

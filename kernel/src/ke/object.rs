@@ -13,7 +13,7 @@
 //!             I2 its lock is free, and it is signalled => the waits for it alone, or for any, of those that are registered are over. So
 //!                who signals it ends them before it lets go of the lock, and who registers has found it not signalled under
 //!                the same lock. But for a queue, whose entries wait for room, and a thread's own timer as its timeout. Checked build, at
-//!                each release by [`HeaderGuard`].
+//!                each release by `HeaderGuard`.
 //! Sources:    WDK `wdm.h`, DISPATCHER_HEADER.
 
 use core::cell::UnsafeCell;

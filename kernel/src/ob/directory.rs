@@ -17,7 +17,10 @@
 //! Tests:      tests/props/tests/ob_names.rs; selftest `ob::*`.
 //! Sources:    WDK, "Object Directories", "Object Names", `ZwMakeTemporaryObject`.
 
-use hashbrown::HashTable;
+extern crate alloc;
+
+use alloc::vec::Vec;
+
 use sync::event::MayWait;
 use sync::irql::Irql;
 
@@ -45,8 +48,12 @@ pub struct Directory {
     entries: PushLock<Entries>,
 }
 
+/// How many lists the names of a directory are dealt out to.
+const LISTS: usize = 37;
+
 struct Entries {
-    table: HashTable<Entry>,
+    /// By the hash of the name.
+    lists: [Vec<Entry>; LISTS],
     /// How many were ever entered: the number of the next.
     next: u64,
 }
@@ -85,17 +92,12 @@ impl Body for Directory {
     }
 }
 
-/// The table wants a hash whose highest bits differ, too.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-}
-
 impl Entries {
     /// What `name` leads to: of several that differ in case alone the very name, else the one that was entered first.
     fn find(&self, name: &WideStr, case: Case) -> Option<&Entry> {
         let hash = name.hash(Case::Insensitive);
         let mut first: Option<&Entry> = None;
-        for entry in self.table.iter_hash(spread(hash)).filter(|entry| entry.hash == hash) {
+        for entry in self.lists[list_of(hash)].iter().filter(|entry| entry.hash == hash) {
             if entry.name.equals(name, Case::Sensitive) {
                 return Some(entry);
             }
@@ -106,13 +108,21 @@ impl Entries {
         }
         first
     }
+
+    fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.lists.iter().flatten()
+    }
+}
+
+fn list_of(hash: u32) -> usize {
+    hash as usize % LISTS
 }
 
 impl Directory {
     /// An empty one.
     #[expect(clippy::new_without_default, reason = "it is made to become an object")]
     pub const fn new() -> Self {
-        Self { entries: PushLock::new(Entries { table: HashTable::new(), next: 0 }) }
+        Self { entries: PushLock::new(Entries { lists: [const { Vec::new() }; LISTS], next: 0 }) }
     }
 
     /// What `name` leads to here.
@@ -126,12 +136,12 @@ impl Directory {
     #[doc(alias = "ZwQueryDirectoryObject")]
     pub fn for_each<L: MayWait>(&self, at: &mut Irql<L>, mut f: impl FnMut(&WideStr, &ObRef)) {
         let entries = self.entries.shared(at);
-        entries.table.iter().for_each(|entry| f(&entry.name, &entry.object));
+        entries.iter().for_each(|entry| f(&entry.name, &entry.object));
     }
 
     /// How many names are here; stale at once.
     pub fn count<L: MayWait>(&self, at: &mut Irql<L>) -> usize {
-        self.entries.shared(at).table.len()
+        self.entries.shared(at).iter().count()
     }
 
     /// Enters `object` as `name`.
@@ -153,8 +163,8 @@ impl Directory {
         if entries.find(&name, case).is_some() {
             return Err(NtStatus::OBJECT_NAME_COLLISION);
         }
-        let hasher = |entry: &Entry| spread(entry.hash);
-        entries.table.try_reserve(1, hasher).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
+        let list = &mut entries.lists[list_of(hash)];
+        list.try_reserve(1).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
         let header = object.header();
         let mut place = header.place.exclusive(at);
         if place.is_some() {
@@ -164,12 +174,10 @@ impl Directory {
         entries.next += 1;
         header.set_permanent(is_permanent);
         *place = Some(Place { directory: this.clone(), hash, number });
-        // N1; there is room.
-        entries.table.insert_unique(
-            spread(hash),
-            Entry { hash, number, name, object: object.clone() },
-            hasher,
-        );
+        // N1. Not by `push`, which could grow it, so that there would be code that stops for want of memory.
+        list.spare_capacity_mut()[0].write(Entry { hash, number, name, object: object.clone() });
+        // SAFETY: there was room for one more, which was written just now.
+        unsafe { list.set_len(list.len() + 1) };
         Ok(())
     }
 }
@@ -192,19 +200,18 @@ pub(super) fn unname<L: MayWait>(
         let mut guard = directory.entries.exclusive(at);
         let (entries, at) = guard.parts();
         // Another one may have taken it away meanwhile.
-        let Ok(entry) = entries.table.find_entry(spread(hash), |entry| entry.number == number) else {
-            return false;
-        };
+        let list = &mut entries.lists[list_of(hash)];
+        let Some(found) = list.iter().position(|entry| entry.number == number) else { return false };
         let header = object.header();
         if !condition(header) {
             return false;
         }
         // N1: both, under both locks.
         let place = header.place.exclusive(at).take();
-        let entry = entry.remove().0;
+        let entry = list.swap_remove(found);
         // An empty directory keeps no memory.
-        let table = entries.table.is_empty().then(|| core::mem::take(&mut entries.table));
-        (entry, place, table)
+        let list = list.is_empty().then(|| core::mem::take(list));
+        (entry, place, list)
     };
     // References and memory go when no lock is held.
     drop(gone);
@@ -246,7 +253,7 @@ impl<T> ObRef<T> {
         while let Some(Place { directory, hash, number }) = place {
             {
                 let entries = directory.entries.shared(at);
-                let entry = entries.table.find(spread(hash), |entry| entry.number == number);
+                let entry = entries.lists[list_of(hash)].iter().find(|entry| entry.number == number);
                 // Gone meanwhile: what was found so far is no path.
                 let Some(entry) = entry else { return WideString::of(&[]) };
                 path = WideString::of(&[crate::wide!("\\"), &entry.name, &path])?;

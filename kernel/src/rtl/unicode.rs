@@ -170,10 +170,19 @@ impl WideString {
         if length > Self::MOST {
             return Err(NtStatus::NAME_TOO_LONG);
         }
-        let mut units = Vec::new();
-        units.try_reserve_exact(length).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
-        parts.iter().for_each(|part| units.extend_from_slice(part.units()));
-        Ok(Self(units))
+        Self::filled(length, parts.iter().flat_map(|part| part.units()).copied())
+    }
+
+    /// The first `length` of `units`, or fewer if there are fewer.
+    fn filled(length: usize, units: impl Iterator<Item = u16>) -> Result<Self, NtStatus> {
+        let mut text = Vec::new();
+        text.try_reserve_exact(length).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
+        // Not by `extend`, which could grow it, so that there would be code that stops for want of memory.
+        let written = text.spare_capacity_mut().iter_mut().take(length).zip(units);
+        let count = written.map(|(slot, unit)| slot.write(unit)).count();
+        // SAFETY: as many were written, one behind the other from the beginning.
+        unsafe { text.set_len(count) };
+        Ok(Self(text))
     }
 }
 
@@ -187,10 +196,7 @@ impl WideString {
         if length > Self::MOST {
             return Err(NtStatus::NAME_TOO_LONG);
         }
-        let mut units = Vec::new();
-        units.try_reserve_exact(length).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
-        units.extend(text.encode_utf16());
-        Ok(Self(units))
+        Self::filled(length, text.encode_utf16())
     }
 }
 

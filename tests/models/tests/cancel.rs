@@ -7,7 +7,7 @@
 //! Bound: two and three threads; every interleaving with two, two preemptions and two idle looks with three.
 #![cfg(loom)]
 
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -145,7 +145,7 @@ impl World {
         let routine = cancel::request(&request.cancelled, &request.routine);
         // SAFETY: as above.
         unsafe { raw::release(&self.cancel_lock, old) };
-        if routine != ptr::null_mut() {
+        if !routine.is_null() {
             // SAFETY: taken just now.
             unsafe { cancel::cancelled(&self.queue, request.into()) };
         }
