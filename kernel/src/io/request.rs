@@ -2,8 +2,8 @@
 //!
 //! IRQL:       sent up to DISPATCH, waited for at PASSIVE or APC.
 //! Invariants: I1 a request has its packet from its making until it is sent, and again from its end.
-//!             I2 the event and the status block are on the stack of who waits, until the packet's end has signalled the event; the
-//!                packet is not touched after it was sent.
+//!             I2 the event of who waits is on its stack, until the packet's end has signalled it, which it does where the packet was
+//!                marked pending; the packet is not touched between its sending and its end.
 //!             I3 the packet's end keeps it: the routine at its top says that more processing is required, so its memory is the
 //!                request's.
 //! Tests:      selftest `io::*`.
@@ -89,21 +89,32 @@ pub(super) unsafe fn send_for_file<L: MayWait + MayDoIo + wait::CanWait>(
 ) -> Result<IoStatus, NtStatus> {
     let irp = allocate::allocate(device.stack_size, at)?;
     let event = Event::new(EventKind::Notification, false);
-    let mut end = IoStatus::new(NtStatus::PENDING, 0);
-    // SAFETY: the packet is ours until it is sent. Event and block stay until the wait is over, which is behind the event's last use;
-    // the device stays, as it is borrowed.
+    // SAFETY: the packet is ours until it is sent, and from its end on (I3), which is before the return where that isn't STATUS_PENDING,
+    // else before the event. The event stays until the wait is over, which is behind its last use (I2); the device stays, as it is borrowed.
     unsafe {
         prepare(irp, function);
         (*packet::next(irp).as_ptr()).file_object = file;
         (*irp.as_ptr()).original_file_object = file;
-        (*irp.as_ptr()).user_event = (&raw const event).cast_mut();
-        (*irp.as_ptr()).user_iosb = &raw mut end;
+        packet::set_completion(irp, ended_late, (&raw const event).cast_mut().cast(), ALL);
         let status = call::call_driver(device.as_ptr(), irp);
         if status == NtStatus::PENDING {
             let _ = wait::for_single(&event, None, at);
         }
-        // Written by who ended it, before the event or the return.
-        Ok((&raw const end).read_volatile())
+        let end = (*irp.as_ptr()).io_status;
+        allocate::free(irp, at);
+        Ok(end)
+    }
+}
+
+/// At the top of a packet that is waited for, if at all: who marked it has returned STATUS_PENDING, or will.
+unsafe extern "win64" fn ended_late(
+    device: *mut KDeviceObject,
+    irp: *mut KIrp,
+    event: *mut c_void,
+) -> NtStatus {
+    // SAFETY: the packet is still its completer's. Where it is marked its maker waits for the event (I2).
+    unsafe {
+        if (*irp).pending_returned { ended(device, irp, event) } else { NtStatus::MORE_PROCESSING_REQUIRED }
     }
 }
 
@@ -212,7 +223,7 @@ impl Drop for Request {
 
 /// At the top of a request's packet.
 unsafe extern "win64" fn ended(_: *mut KDeviceObject, _: *mut KIrp, context: *mut c_void) -> NtStatus {
-    // SAFETY: set with an event that is there for good; whoever completes has its token borrowed, and holds no lock.
+    // SAFETY: set with an event that is there for good, or until it is signalled; whoever completes has its token borrowed, and holds no lock.
     unsafe {
         let done = &*context.cast::<Event>();
         match arch::irql::current() {
