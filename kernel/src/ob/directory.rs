@@ -19,6 +19,7 @@
 
 extern crate alloc;
 
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
 use sync::event::MayWait;
@@ -52,9 +53,9 @@ pub struct Directory {
 const LISTS: usize = 37;
 
 struct Entries {
-    /// By the hash of the name.
-    lists: [Vec<Entry>; LISTS],
-    /// How many were ever entered: the number of the next.
+    /// By the hash of the name; no lists as long as there is no name.
+    lists: Vec<Vec<Entry>>,
+    /// The number of the next that is entered.
     next: u64,
 }
 
@@ -97,7 +98,7 @@ impl Entries {
     fn find(&self, name: &WideStr, case: Case) -> Option<&Entry> {
         let hash = name.hash(Case::Insensitive);
         let mut first: Option<&Entry> = None;
-        for entry in self.lists[list_of(hash)].iter().filter(|entry| entry.hash == hash) {
+        for entry in self.list(hash).iter().filter(|entry| entry.hash == hash) {
             if entry.name.equals(name, Case::Sensitive) {
                 return Some(entry);
             }
@@ -112,17 +113,37 @@ impl Entries {
     fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.lists.iter().flatten()
     }
-}
 
-fn list_of(hash: u32) -> usize {
-    hash as usize % LISTS
+    /// The list for names of that hash.
+    fn list(&self, hash: u32) -> &[Entry] {
+        self.lists.get(hash as usize % LISTS).map_or(&[], Vec::as_slice)
+    }
+
+    /// The same with room for one more. Refused, it leaves nothing.
+    fn list_with_room(&mut self, hash: u32) -> Result<&mut Vec<Entry>, TryReserveError> {
+        let number = hash as usize % LISTS;
+        if !self.lists.is_empty() {
+            self.lists[number].try_reserve(1)?;
+        } else {
+            let mut lists = Vec::new();
+            lists.try_reserve_exact(LISTS)?;
+            lists.spare_capacity_mut()[..LISTS].iter_mut().for_each(|list| {
+                list.write(Vec::new());
+            });
+            // SAFETY: there was room for so many, which were written just now.
+            unsafe { lists.set_len(LISTS) };
+            lists[number].try_reserve(1)?;
+            self.lists = lists;
+        }
+        Ok(&mut self.lists[number])
+    }
 }
 
 impl Directory {
     /// An empty one.
     #[expect(clippy::new_without_default, reason = "it is made to become an object")]
     pub const fn new() -> Self {
-        Self { entries: PushLock::new(Entries { lists: [const { Vec::new() }; LISTS], next: 0 }) }
+        Self { entries: PushLock::new(Entries { lists: Vec::new(), next: 0 }) }
     }
 
     /// What `name` leads to here.
@@ -163,8 +184,6 @@ impl Directory {
         if entries.find(&name, case).is_some() {
             return Err(NtStatus::OBJECT_NAME_COLLISION);
         }
-        let list = &mut entries.lists[list_of(hash)];
-        list.try_reserve(1).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
         let header = object.header();
         let mut place = header.place.exclusive(at);
         if place.is_some() {
@@ -172,6 +191,7 @@ impl Directory {
         }
         let number = entries.next;
         entries.next += 1;
+        let list = entries.list_with_room(hash).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
         header.set_permanent(is_permanent);
         *place = Some(Place { directory: this.clone(), hash, number });
         // N1. Not by `push`, which could grow it, so that there would be code that stops for want of memory.
@@ -200,18 +220,22 @@ pub(super) fn unname<L: MayWait>(
         let mut guard = directory.entries.exclusive(at);
         let (entries, at) = guard.parts();
         // Another one may have taken it away meanwhile.
-        let list = &mut entries.lists[list_of(hash)];
-        let Some(found) = list.iter().position(|entry| entry.number == number) else { return false };
+        let Some(found) = entries.list(hash).iter().position(|entry| entry.number == number) else {
+            return false;
+        };
         let header = object.header();
         if !condition(header) {
             return false;
         }
         // N1: both, under both locks.
         let place = header.place.exclusive(at).take();
+        let list = &mut entries.lists[hash as usize % LISTS];
         let entry = list.swap_remove(found);
         // An empty directory keeps no memory.
         let list = list.is_empty().then(|| core::mem::take(list));
-        (entry, place, list)
+        let is_empty = entries.iter().next().is_none();
+        let lists = is_empty.then(|| core::mem::take(&mut entries.lists));
+        (entry, place, list, lists)
     };
     // References and memory go when no lock is held.
     drop(gone);
@@ -253,7 +277,7 @@ impl<T> ObRef<T> {
         while let Some(Place { directory, hash, number }) = place {
             {
                 let entries = directory.entries.shared(at);
-                let entry = entries.lists[list_of(hash)].iter().find(|entry| entry.number == number);
+                let entry = entries.list(hash).iter().find(|entry| entry.number == number);
                 // Gone meanwhile: what was found so far is no path.
                 let Some(entry) = entry else { return WideString::of(&[]) };
                 path = WideString::of(&[crate::wide!("\\"), &entry.name, &path])?;
