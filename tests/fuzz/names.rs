@@ -41,12 +41,11 @@ fn operate(what: u8, name: &WideStr, namespace: &Namespace, made: &mut Vec<ObRef
                 // It is found where it was entered, and where it says that it is.
                 let found = namespace.open_as::<Directory>(path, at).expect("just entered");
                 assert!(found.is(&directory));
-                made.push(directory.clone().upcast());
-                let place = directory.path(at).expect("memory");
-                let found = namespace
-                    .open_as::<Directory>(Path { root: None, name: &place, case: Case::Sensitive }, at);
-                // Where it is may have been cut off.
-                assert!(found.map_or(true, |found| found.is(&directory)));
+                let entered = directory.upcast();
+                // Where it is may have been cut off, and its path is from there.
+                let is_inside = path.root.is_none_or(|root| is_where_it_says(root, namespace, at));
+                assert!(!is_inside || is_where_it_says(&entered, namespace, at));
+                made.push(entered);
             }
         }
         3 => {
@@ -59,6 +58,13 @@ fn operate(what: u8, name: &WideStr, namespace: &Namespace, made: &mut Vec<ObRef
         4 => made[usize::from(what & 7) % made.len()].make_temporary(at),
         _ => check(namespace.open(path, None, None, at).map(drop), false),
     }
+}
+
+/// Whether its path leads to it.
+fn is_where_it_says(object: &ObRef, namespace: &Namespace, at: &mut Irql<Passive>) -> bool {
+    let name = object.path(at).expect("memory");
+    let path = Path { root: None, name: &name, case: Case::Sensitive };
+    object.is(namespace.root()) || namespace.open(path, None, None, at).is_ok_and(|found| found.is(object))
 }
 
 /// No other status than those that the namespace's table has.
