@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 pub(crate) use again::replay;
@@ -173,7 +173,7 @@ pub(crate) fn explore(
     let mut done = 0_u32;
     let (mut fresh, mut repeated, mut earlier) = (Kept::default(), Sameness::default(), Sameness::default());
     let (mut failures, mut failed) = (0_u32, None);
-    let mut stops = 0;
+    let (mut stops, mut missed) = (0, 0);
     let repeats = if twice.is_some() { 2 } else { 1 };
     let seeds = (first..first + u64::from(count)).flat_map(|seed| std::iter::repeat_n(seed, repeats));
     let complete = run_all(&target, seeds, plan.rounds, |outcome| {
@@ -198,7 +198,10 @@ pub(crate) fn explore(
         }
         let stopped =
             aims::stops(&outcome.run.serial).context("a run does not say how often it was stopped")?;
-        ensure!(stopped != 0, "seed {}: no processor was stopped where it was aimed at", outcome.seed);
+        if stopped == 0 {
+            println!("seed {}: no processor was stopped where it was aimed at", outcome.seed);
+            missed += 1;
+        }
         stops += stopped;
         let trace = outcome.run.trace.as_ref().context("a run left no trace")?;
         merge(&mut hits, trace.coverage.as_ref());
@@ -246,10 +249,11 @@ pub(crate) fn explore(
     }
     if let Some(allowed) = twice {
         println!("{repeated} the same to the byte of their traces, run twice");
-        let differs = repeated.different() > allowed as usize || repeated.compared() != count as usize;
+        let differs =
+            missed != 0 || repeated.different() > allowed as usize || repeated.compared() != count as usize;
         return Ok(failure.unwrap_or(u8::from(differs)));
     }
-    Ok(failure.unwrap_or(0))
+    Ok(failure.unwrap_or(u8::from(missed != 0)))
 }
 
 fn merge(all: &mut Option<Coverage>, one: Option<&Coverage>) {
