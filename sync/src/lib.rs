@@ -6,7 +6,8 @@
 //!    [`rwspin`], with readers; [`interrupt_lock`], at a level known at run time; [`lock_set`], several at once; [`seq`], for
 //!    readers that must not write; [`bit_lock`], in an object's header
 //! 3. [`deferred`], [`ipi`], [`shootdown`], [`disconnect`], [`log_ring`], [`clock_owner`], [`system_time`], [`timer`],
-//!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`], [`pile`], [`cancel`]: protocols between processors
+//!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`], [`pile`], [`cancel`],
+//!    [`handles`]: protocols between processors
 //! 4. [`wait_word`], [`handoff`], [`idle_set`], [`watch`], [`attention`], [`ownership`]: who ends a wait, when its thread may run elsewhere, who
 //!    looks for it, what it must look at itself, and what it holds
 //! 5. [`event`], what protocols between threads ask of the scheduler: [`rundown`], [`push_lock`], [`fast_mutex`], [`resource`],
@@ -27,6 +28,7 @@ pub mod disconnect;
 pub mod event;
 pub mod fast_mutex;
 mod guard;
+pub mod handles;
 pub mod handoff;
 pub mod idle_set;
 pub mod in_flight;

@@ -157,7 +157,7 @@ ladder! {
     dispatch {
         /// DPCs and the scheduler; the level of a processor that holds any spin lock of this section.
         Dispatch "DISPATCH" = 2;
-        /// Rank: a dispatcher object's own lock.
+        /// Rank: a dispatcher object's own lock; an entry of a handle table, and its free list. Never two of these.
         ObjectLock "ObjectLock" = 2;
         /// Rank: one processor's timer table.
         TimerTableLock "TimerTableLock" = 2;

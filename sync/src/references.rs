@@ -34,8 +34,17 @@ impl References {
     /// REFERENCE_BY_POINTER if there is none, or are more than can be: the caller's was not one.
     #[inline]
     pub fn acquire(&self) {
+        self.acquire_many(1);
+    }
+
+    /// `count` more, by whoever has one.
+    ///
+    /// # Bugchecks
+    /// As [`acquire`](Self::acquire).
+    #[inline]
+    pub fn acquire_many(&self, count: u32) {
         // Relaxed: the reference that the caller has orders what matters.
-        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        let before = self.0.fetch_add(count, Ordering::Relaxed);
         if before == 0 || before > Self::MOST {
             Self::broken(before);
         }
@@ -48,14 +57,24 @@ impl References {
     #[inline]
     #[must_use = "the last one frees"]
     pub fn release(&self) -> bool {
-        let before = self.0.fetch_sub(1, Ordering::Release);
-        if before == 0 {
+        self.release_many(1)
+    }
+
+    /// `count` less, all the caller's. True: they were the last.
+    ///
+    /// # Bugchecks
+    /// As [`release`](Self::release), if there were fewer.
+    #[inline]
+    #[must_use = "the last one frees"]
+    pub fn release_many(&self, count: u32) -> bool {
+        let before = self.0.fetch_sub(count, Ordering::Release);
+        if before < count {
             Self::broken(before);
         }
-        if before == 1 {
+        if before == count {
             fence(Ordering::Acquire);
         }
-        before == 1
+        before == count
     }
 
     /// How many; stale at once.
