@@ -11,7 +11,7 @@
 
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use sync::irql::{Below, Irql, PoolAccess};
 use sync::pile;
@@ -32,6 +32,8 @@ pub(super) struct Header {
     extra: u32,
     /// Has it a name that stays? Changes under the lock of the directory that it is in, but for `make_temporary`, which looks there afterwards.
     is_permanent: AtomicBool,
+    /// Handles, in all tables. Each has references of its own.
+    pub(super) handles: AtomicU32,
     pub(super) type_: &'static Type,
     /// On the pile of what is to be deleted, once no reference is left.
     pub(super) doomed: pile::Entry,
@@ -65,6 +67,7 @@ pub(super) fn allocate<T, L: Below<PoolAccess>>(
         references: References::new(),
         extra,
         is_permanent: AtomicBool::new(false),
+        handles: AtomicU32::new(0),
         type_,
         doomed: pile::Entry::new(),
         place: PushLock::new(None),

@@ -1,7 +1,8 @@
 //! Objects: what the executive counts references to, names, and gives out handles to.
 //!
 //! Reading order: [`access`] (rights), [`types`] (what objects of a kind share; [`Body`], what can be an object), `header` (what stands in
-//! front of a body), `reference` ([`ObRef`], [`create`]), `delete` (the end); then names: [`directory`], [`link`], [`mod@namespace`].
+//! front of a body), `reference` ([`ObRef`], [`create`]), `delete` (the end); then names: [`directory`], [`link`], [`mod@namespace`];
+//! and [`handle`].
 //!
 //! An object's body is Rust's value of a type that is [`Body`]; NT's routines and drivers know an object by the address of its body.
 //! `here` is what all this needs of the machine; on a host `hosted` stands in for it, and the rest runs there as it ships.
@@ -9,6 +10,7 @@
 pub mod access;
 mod delete;
 pub mod directory;
+pub mod handle;
 mod header;
 #[cfg(target_os = "none")]
 mod here;
@@ -26,6 +28,7 @@ use hosted as machine;
 
 pub use access::{AccessMask, GenericMapping};
 pub use directory::Directory;
+pub use handle::{Attributes, Caller, Handle, HandleTable};
 pub use link::SymbolicLink;
 pub use namespace::{Namespace, Parsed, Path, Permanence, Request};
 pub use reference::{ObRef, Object, create, create_with_extra};
@@ -41,12 +44,20 @@ pub fn namespace() -> &'static Namespace {
     NAMESPACE.wait()
 }
 
-/// Makes the first directories.
+/// The kernel's handles: good in every process, and never from user mode.
+#[cfg(target_os = "none")]
+pub fn kernel_handles() -> &'static HandleTable {
+    static TABLE: HandleTable = HandleTable::kernel();
+    &TABLE
+}
+
+/// Makes the first directories, and room for the kernel's first handles.
 ///
 /// # Errors
 /// STATUS_INSUFFICIENT_RESOURCES.
 #[cfg(target_os = "none")]
 pub(crate) fn start(at: &mut sync::irql::Irql<sync::irql::Passive>) -> Result<(), crate::rtl::NtStatus> {
+    kernel_handles().grow(at)?;
     let namespace = Namespace::new(at)?;
     NAMESPACE.call_once(|| namespace);
     Ok(())

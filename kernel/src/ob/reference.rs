@@ -14,6 +14,7 @@ use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::Ordering;
 
 use sync::irql::{Below, Irql, PoolAccess};
 
@@ -109,9 +110,14 @@ impl<T> ObRef<T> {
         ptr::addr_eq(self.body.as_ptr(), other.body.as_ptr())
     }
 
-    /// How many references there are; stale at once.
+    /// How many references there are; stale at once. A handle has several (sync::handles).
     pub fn references(&self) -> u32 {
         self.header().references.count()
+    }
+
+    /// How many handles there are, in all tables; stale at once.
+    pub fn handles(&self) -> u32 {
+        self.header().handles.load(Ordering::Relaxed)
     }
 
     /// Gives it back without ending the object here and now, if it is the last: for who holds what the delete procedure may want.

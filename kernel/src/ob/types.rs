@@ -37,6 +37,12 @@ pub trait Body: Send + Sync + Sized + 'static {
         let _ = at;
     }
 
+    /// The close procedure: a handle to it was closed, and so many are left, in all tables.
+    #[doc(alias = "CloseProcedure")]
+    fn close(this: &ObRef<Self>, left: u32, at: &mut Irql<Passive>) {
+        let _ = (this, left, at);
+    }
+
     /// Does it say itself where a path leads that goes through it? Then [`parse`](Self::parse) is called for every path that leads
     /// to it, unless that ends there and this very type is wanted.
     const PARSES: bool = false;
@@ -59,6 +65,8 @@ pub struct Type {
     valid_access: AccessMask,
     /// Ends a body of this type.
     pub(super) end: unsafe fn(NonNull<()>, &mut Irql<Passive>),
+    /// Tells an object of this type.
+    close: unsafe fn(&ObRef, u32, &mut Irql<Passive>),
     parses: bool,
     /// Asks an object of this type.
     parse: unsafe fn(&ObRef, Request<'_>, &mut Irql<Passive>) -> Result<Parsed, NtStatus>,
@@ -87,6 +95,7 @@ impl<T: Body> ObjectType<T> {
             mapping,
             valid_access,
             end: end::<T>,
+            close: close::<T>,
             parses: T::PARSES,
             parse: parse::<T>,
             number: AtomicU32::new(0),
@@ -161,6 +170,16 @@ unsafe fn end<T: Body>(body: NonNull<()>, at: &mut Irql<Passive>) {
     unsafe { body.drop_in_place() };
 }
 
+/// Tells `object` that a handle was closed.
+///
+/// # Safety
+/// Its body is a `T`.
+unsafe fn close<T: Body>(object: &ObRef, left: u32, at: &mut Irql<Passive>) {
+    // SAFETY: `repr(transparent)` around the same pointer; the caller's.
+    let this = unsafe { &*core::ptr::from_ref(object).cast::<ObRef<T>>() };
+    T::close(this, left, at);
+}
+
 /// Asks `object` where a path leads.
 ///
 /// # Safety
@@ -176,6 +195,12 @@ unsafe fn parse<T: Body>(
 }
 
 impl ObRef {
+    /// A handle to it was closed.
+    pub(super) fn closed(&self, left: u32, at: &mut Irql<Passive>) {
+        // SAFETY: of its own type.
+        unsafe { (self.object_type().close)(self, left, at) };
+    }
+
     /// Where a path leads that goes through it.
     ///
     /// # Errors

@@ -144,6 +144,8 @@ statuses! {
     COMMITMENT_LIMIT = 0xC000_012D;
     /// No stack space left.
     STACK_OVERFLOW = 0xC000_00FD;
+    /// The handle is protected from being closed.
+    HANDLE_NOT_CLOSABLE = 0xC000_0235;
     /// It was cancelled.
     CANCELLED = 0xC000_0120;
 }

@@ -79,6 +79,8 @@ mod memory_user;
 #[cfg(target_os = "none")]
 mod ob;
 #[cfg(target_os = "none")]
+mod ob_handles;
+#[cfg(target_os = "none")]
 mod ob_names;
 #[cfg(target_os = "none")]
 mod paths;

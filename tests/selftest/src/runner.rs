@@ -87,6 +87,7 @@ const SUITES: &[&[Test]] = &[
     crate::memory_executable::TESTS,
     crate::memory_pressure::TESTS,
     crate::ob::TESTS,
+    crate::ob_handles::TESTS,
     crate::ob_names::TESTS,
     crate::paths::TESTS,
     crate::io::TESTS,
