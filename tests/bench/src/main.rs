@@ -40,6 +40,8 @@ mod measure;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
+mod ob;
+#[cfg(target_os = "none")]
 mod park;
 #[cfg(target_os = "none")]
 mod process;

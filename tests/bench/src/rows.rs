@@ -3,7 +3,7 @@
 use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::{
-    dpc, ex, interrupts, io, ipi, irql, locks, memory, process, switch, threads, time, tlb, together, wakes,
+    dpc, ex, interrupts, io, ipi, irql, locks, memory, ob, process, switch, threads, time, tlb, together, wakes,
 };
 
 /// Rows that need one processor: the boot with one runs them.
@@ -12,6 +12,7 @@ pub(crate) const LOCAL: &[Area] = &[
     locks::AREA,
     ex::AREA,
     io::AREA,
+    ob::AREA,
     interrupts::AREA,
     switch::AREA,
     dpc::AREA,
