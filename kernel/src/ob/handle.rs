@@ -150,10 +150,15 @@ fn closed(it: Closed<Header>, at: &mut Irql<Passive>) {
     debug_assert!(!is_last);
     let left = header.handles.fetch_sub(1, Ordering::AcqRel) - 1;
     object.closed(left, at);
-    if left == 0 && !header.is_permanent() {
+    end_name_without_handles(&object, left, at);
+}
+
+/// `left` handles were left: without any, a temporary name ends.
+fn end_name_without_handles(object: &ObRef, left: u32, at: &mut Irql<Passive>) {
+    if left == 0 && !object.header().is_permanent() {
         // Asked again under the directory's lock: it may have been opened by its name.
         directory::unname(
-            &object,
+            object,
             |header| header.handles.load(Ordering::Acquire) == 0 && !header.is_permanent(),
             at,
         );
@@ -312,6 +317,10 @@ impl HandleTable {
     /// T1: the reference becomes the entry's, which is counted before anybody can close it.
     fn fill(&self, vacant: Vacant<'_, Header>, object: ObRef, info: Info) -> Handle {
         object.header().handles.fetch_add(1, Ordering::Relaxed);
+        self.fill_counted(vacant, object, info)
+    }
+
+    fn fill_counted(&self, vacant: Vacant<'_, Header>, object: ObRef, info: Info) -> Handle {
         Handle::new(vacant.fill(header_of(object), info.0), self.is_kernel)
     }
 
@@ -369,11 +378,16 @@ impl HandleTable {
         let granted = granted(access, object.object_type())?;
         // T2: nothing but the name can fail behind it.
         let vacant = self.take(at)?;
+        // Counted before it has the name: who opens it by that and closes it again must not find that it was the last one.
+        object.header().handles.fetch_add(1, Ordering::Relaxed);
         if let Err(status) = names.enter(path, &object, permanence, at) {
             self.table.give_back(vacant, at);
+            // Of a name that it had before, others may have closed the last handle meanwhile.
+            let left = object.header().handles.fetch_sub(1, Ordering::AcqRel) - 1;
+            end_name_without_handles(&object, left, at);
             return Err(status);
         }
-        Ok(self.fill(vacant, object, Info::new(granted, attributes)))
+        Ok(self.fill_counted(vacant, object, Info::new(granted, attributes)))
     }
 
     /// Closes `handle`; it leads nowhere before its object is told.

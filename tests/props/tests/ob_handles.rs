@@ -517,3 +517,38 @@ proptest! {
         }
     }
 }
+
+/// A second name is refused, and the refusal is no handle that ends: the first name stays until the handle is closed.
+#[test]
+fn a_second_name_changes_nothing() {
+    // SAFETY: as above.
+    unsafe {
+        Irql::<Passive>::with(|at| {
+            let names = Namespace::new(at).expect("memory");
+            let mut table = HandleTable::new();
+            let object = ob::create(Event(1), at).expect("memory").upcast();
+            let (first, second, set) = (path(1), path(2), Attributes::default());
+            let temporary = Permanence::Temporary;
+            let insert = |path, at: &mut Irql<Passive>| {
+                let path = Path::new(path);
+                table.insert(&names, path, temporary, object.clone(), AccessMask(1), set, at)
+            };
+            let handle = insert(&first, at).expect("the first name");
+            assert_eq!(insert(&second, at), Err(NtStatus::INVALID_PARAMETER));
+            assert_eq!(insert(&first, at), Err(NtStatus::OBJECT_NAME_COLLISION));
+            assert_eq!((object.handles(), CLOSED.take()), (1, Vec::new()));
+            assert!(names.open_as::<Event>(Path::new(&first), at).expect("it stays").is(&object));
+            table.close(handle, ProcessorMode::User, at).expect("its handle");
+            assert_eq!((object.handles(), CLOSED.take()), (0, vec![(1, 0)]));
+            let gone = names.open_as::<Event>(Path::new(&first), at).map(drop);
+            assert_eq!(gone, Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+            // Without any handle, a refusal doesn't take a name that was given without one.
+            names.enter(Path::new(&second), &object, temporary, at).expect("no name");
+            table.end(at);
+            assert_eq!(object.references(), 2, "this one and the name's");
+            object.make_temporary(at);
+            drop(object);
+            assert_eq!(ENDED.take(), [1]);
+        });
+    }
+}

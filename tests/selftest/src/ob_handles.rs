@@ -8,9 +8,11 @@ use core::sync::atomic::{
 use kernel::ke::apc::ProcessorMode::{Kernel, User};
 use kernel::mm::pool::{self, Tag};
 use kernel::ob::{
-    self, AccessMask, Attributes, Body, GenericMapping, Handle, HandleTable, ObRef, ObjectType,
+    self, AccessMask, Attributes, Body, GenericMapping, Handle, HandleTable, ObRef, ObjectType, Path,
+    Permanence,
 };
-use kernel::rtl::NtStatus;
+use kernel::rtl::{NtStatus, WideStr};
+use kernel::wide;
 use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::ex::{expect, start, torture, unbroken};
@@ -20,6 +22,7 @@ use crate::runner::{Result, Test, Verdict, check, equal};
 pub(crate) const TESTS: &[Test] = &[
     ("ob_handles::a_table_grows_is_inherited_and_ends", a_tables_life),
     ("ob_handles::handles_storm", handles_storm),
+    ("ob_handles::a_name_stays_while_its_maker_has_a_handle", names_race),
 ];
 
 const TAG: Tag = Tag::new(b"ObHa");
@@ -179,5 +182,48 @@ fn handles_storm(at: &mut Irql<Passive>) -> Result {
     equal(ENDED.load(Relaxed).into(), made.into(), "ended, of those made")?;
     equal(pool::statistics(TAG).bytes, bytes, "their memory")?;
     check(FOUND.load(Relaxed) > ROUNDS / 4, "hardly any was found", FOUND.load(Relaxed).into(), 0)?;
+    unbroken(0, "sections")
+}
+
+const NAME: &WideStr = wide!("\\BaseNamedObjects\\Raced");
+static NAMED: AtomicU32 = AtomicU32::new(0);
+
+/// All make or open one temporary name and close again; the name is there for as long as its maker has not.
+fn names_race(at: &mut Irql<Passive>) -> Result {
+    const ROUNDS: u32 = 500;
+    start();
+    NAMED.store(0, Relaxed);
+    FOUND.store(0, Relaxed);
+    let bytes = pool::statistics(TAG).bytes;
+    torture(
+        |at, _| {
+            let (table, names) = (ob::kernel_handles(), ob::namespace());
+            for _ in 0..ROUNDS {
+                let Ok(object) = held(at) else { return expect(false) };
+                let (path, temporary) = (Path::new(NAME), Permanence::Temporary);
+                match table.insert(names, path, temporary, object.clone().upcast(), RIGHTS, NONE, at) {
+                    Ok(handle) => {
+                        NAMED.fetch_add(1, Relaxed);
+                        let named = names.open_as::<Held>(path, at);
+                        expect(named.is_ok_and(|named| named.is(&object)));
+                        close(handle.0, at);
+                    }
+                    Err(status) => {
+                        expect(status == NtStatus::OBJECT_NAME_COLLISION && object.handles() == 0);
+                        let opened = table.open_by_name(names, path, None, RIGHTS, NONE, at);
+                        if let Ok(handle) = opened {
+                            FOUND.fetch_add(1, Relaxed);
+                            close(handle.0, at);
+                        }
+                    }
+                }
+            }
+        },
+        at,
+    )?;
+    let gone = ob::namespace().open(Path::new(NAME), None, None, at).map(drop);
+    check(gone == Err(NtStatus::OBJECT_NAME_NOT_FOUND), "the name was left", 0, 0)?;
+    equal(pool::statistics(TAG).bytes, bytes, "memory of objects")?;
+    check(NAMED.load(Relaxed) > 0, "nobody has given the name", 0, 0)?;
     unbroken(0, "sections")
 }

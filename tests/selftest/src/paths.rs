@@ -19,7 +19,7 @@ use kernel::mm::process::section::Section;
 use kernel::mm::process::virtual_memory::{COMMIT, DECOMMIT, RELEASE, RESERVE};
 use kernel::mm::tables::{Access, Caching};
 use kernel::mm::{executable, physical, system_pte, user};
-use kernel::ob::{self, Path, Permanence};
+use kernel::ob::{self, AccessMask, Attributes, Directory, HandleTable, Path, Permanence};
 use kernel::rtl::NtStatus;
 use kernel::wide;
 use sync::irql::{Irql, Passive};
@@ -47,6 +47,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("paths::an_interrupt", an_interrupt),
     ("paths::a_resource_of_two", a_resource),
     ("paths::objects_and_names", objects_and_names),
+    ("paths::handles", handles),
 ];
 
 const TAG: Tag = Tag::new(b"Path");
@@ -321,6 +322,39 @@ fn objects_and_names(at: &mut Irql<Passive>) -> Result {
     equal(outer.count(at) as u64, 0, "names left")?;
     outer.make_temporary(at);
     let gone = names.open(OUTER, None, None, at).map(drop);
+    check(gone == Err(NtStatus::OBJECT_NAME_NOT_FOUND), "a name is left", 0, 0)?;
+    result
+}
+
+fn handles(at: &mut Irql<Passive>) -> Result {
+    const NAME: Path<'_> = Path::new(wide!("\\BaseNamedObjects\\Handles"));
+    let missing = |status| match status {
+        NtStatus::INSUFFICIENT_RESOURCES => REFUSED,
+        other => Verdict::Fail("refused otherwise", other.0.into(), 0),
+    };
+    let (names, temporary) = (ob::namespace(), Permanence::Temporary);
+    let (rights, inherited) =
+        (AccessMask::GENERIC_READ, Attributes { inherit: true, ..Attributes::default() });
+    let directory = ob::create(Directory::new(), at).map_err(missing)?.upcast();
+    let mut table = HandleTable::new();
+    let result = (|| {
+        let handle = table.insert(names, NAME, temporary, directory.clone(), rights, inherited, at);
+        let handle = handle.map_err(missing)?;
+        // So many that the table grows.
+        for _ in 0..256 {
+            table.open(directory.clone(), rights, inherited, at).map_err(missing)?;
+        }
+        let mut child = table.inherited(at).map_err(missing)?;
+        equal(directory.handles().into(), 2 * 257, "handles")?;
+        let found = child.reference::<Directory, _>(handle, AccessMask(1), ProcessorMode::User, at);
+        check(found.is_ok_and(|it| it.upcast().is(&directory)), "it leads elsewhere", 0, 0)?;
+        child.end(at);
+        Ok(())
+    })();
+    table.end(at);
+    equal(directory.handles().into(), 0, "handles left")?;
+    equal(directory.references().into(), 1, "references left")?;
+    let gone = names.open(NAME, None, None, at).map(drop);
     check(gone == Err(NtStatus::OBJECT_NAME_NOT_FOUND), "a name is left", 0, 0)?;
     result
 }
