@@ -372,7 +372,6 @@ fn miri() -> Result<Done> {
         "mm_process",
         "ob_references",
         "ob_names",
-        "ob_handles",
     ];
     let tests = tests.map(|name| ["--test", name]);
     run(&[&["-p", "props"][..], tests.as_flattened()].concat())
