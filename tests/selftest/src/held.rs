@@ -103,7 +103,7 @@ pub(crate) fn end_threads(at: &mut Irql<Passive>) -> (u32, u32) {
 }
 
 /// Runs `f` where a value is dropped, which has no token.
-fn at_passive(f: impl FnOnce(&mut Irql<Passive>)) {
+pub(crate) fn at_passive(f: impl FnOnce(&mut Irql<Passive>)) {
     assert_eq!(arch::irql::current(), 0, "dropped at PASSIVE, where tests run");
     // SAFETY: 1. just asserted, and what interrupts this code restores the level. 2. no token is used until the drop returns.
     unsafe { Irql::<Passive>::with(f) }

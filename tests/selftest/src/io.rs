@@ -14,23 +14,23 @@ use kernel::ke::event::{Event, EventKind};
 use kernel::ke::prcb::{self, MAX_PROCESSORS};
 use kernel::ke::timer::Due;
 use kernel::ke::wait::delay;
-use kernel::ob::{self, Directory, ObRef, Path};
-use kernel::rtl::{Case, NtStatus};
+use kernel::ob::{self, Body, Directory, ObRef, Path};
+use kernel::rtl::{Case, NtStatus, WideStr};
 use kernel::wide;
 use sync::SpinLock;
 use sync::irql::{Dispatch, Irql, ObjectLock, Passive};
 
-use crate::everywhere;
 use crate::random::Random;
 use crate::runner::{Result, Test, Verdict, check, equal};
+use crate::{everywhere, held};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("io::null_takes_all_lengths_through_a_filter", null),
-    ("io::devices_stack_and_end_with_their_last_reference", stacks),
-    ("io::paths_through_a_device_are_files", files),
-    ("io::packets_pend_and_are_cancelled_or_taken", pending),
-    ("io::storm_with_cancels_on_all_processors", storm),
-    ("io::a_driver_is_unloaded_behind_its_last_packet", unload),
+    ("io::null_takes_all_lengths_through_a_filter", |at| settled(null, at)),
+    ("io::devices_stack_and_end_with_their_last_reference", |at| settled(stacks, at)),
+    ("io::paths_through_a_device_are_files", |at| settled(files, at)),
+    ("io::packets_pend_and_are_cancelled_or_taken", |at| settled(pending, at)),
+    ("io::storm_with_cancels_on_all_processors", |at| settled(storm, at)),
+    ("io::a_driver_is_unloaded_behind_its_last_packet", |at| settled(unload, at)),
 ];
 
 fn is(found: NtStatus, wanted: NtStatus, what: &'static str) -> Result {
@@ -41,55 +41,88 @@ fn ok<T>(result: core::result::Result<T, NtStatus>, what: &'static str) -> core:
     result.map_err(|status| Verdict::Fail(what, status.0.into(), 0))
 }
 
-/// What every test leaves: no call under way, the lists of packets empty.
-fn settled(at: &mut Irql<Passive>) -> Result {
+/// Runs a test, wherever it ends, to what every one leaves: the lists of packets empty, no call under way.
+fn settled(test: fn(&mut Irql<Passive>) -> Result, at: &mut Irql<Passive>) -> Result {
+    let result = test(at);
     allocate::trim(at);
+    result?;
     equal(verify::under_way() as u64, 0, "calls that were not both returned from and unwound")?;
     equal(verify::unwatched() as u64, 0, "calls that nobody watched")
 }
 
-/// A filter on Null: the lower device, and the one above.
-fn stack_of_two(
-    at: &mut Irql<Passive>,
-) -> core::result::Result<(ObRef<KDeviceObject>, ObRef<KDeviceObject>), Verdict> {
+/// Two devices, one on top of the other: a reference keeps it there, which goes with this one, and so does that of one more on top.
+struct Stack {
+    lower: ObRef<KDeviceObject>,
+    upper: ObRef<KDeviceObject>,
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        held::at_passive(|at| {
+            // Nothing where there is none more, or the test has taken it off.
+            device::detach(&device::top_of(&self.upper, at), &self.upper, at);
+            device::detach(&self.upper, &self.lower, at);
+        });
+    }
+}
+
+/// The name that a driver or a device has, until this one goes.
+struct Named<T: Body>(ObRef<T>);
+
+impl<T: Body> Named<T> {
+    fn new(
+        object: &ObRef<T>,
+        path: &WideStr,
+        at: &mut Irql<Passive>,
+    ) -> core::result::Result<Self, NtStatus> {
+        device::give_name(object, path, at).map(|()| Self(object.clone()))
+    }
+}
+
+impl<T: Body> Drop for Named<T> {
+    fn drop(&mut self) {
+        held::at_passive(|at| device::take_name(&self.0, at));
+    }
+}
+
+/// A filter on Null.
+fn stack_of_two(at: &mut Irql<Passive>) -> core::result::Result<Stack, Verdict> {
     let nulls = ok(device::register::<Null, _>(at), "a driver")?;
     let filters = ok(device::register::<Filter, _>(at), "a driver")?;
     let lower = ok(device::create_device(&nulls, Null, at), "a device")?;
     let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
-    Ok((lower, upper))
+    Ok(Stack { lower, upper })
 }
 
 fn null(at: &mut Irql<Passive>) -> Result {
-    let (lower, upper) = stack_of_two(at)?;
+    let stack = stack_of_two(at)?;
+    let upper = &stack.upper;
     for length in [0, 1, 512, u32::MAX - 1, u32::MAX] {
         for place in [0, -1, i64::MAX] {
             let end =
-                ok(send_and_wait(&upper, Function::Write(ReadWrite::new(length, place)), at), "a packet")?;
+                ok(send_and_wait(upper, Function::Write(ReadWrite::new(length, place)), at), "a packet")?;
             is(end.status, NtStatus::SUCCESS, "a write")?;
             equal(end.information as u64, length.into(), "bytes taken")?;
             let end =
-                ok(send_and_wait(&upper, Function::Read(ReadWrite::new(length, place)), at), "a packet")?;
+                ok(send_and_wait(upper, Function::Read(ReadWrite::new(length, place)), at), "a packet")?;
             is(end.status, NtStatus::END_OF_FILE, "a read")?;
             equal(end.information as u64, 0, "bytes read")?;
         }
     }
-    let end = ok(send_and_wait(&upper, Function::Control(DeviceControl::new(4, 0, 0)), at), "a packet")?;
+    let end = ok(send_and_wait(upper, Function::Control(DeviceControl::new(4, 0, 0)), at), "a packet")?;
     is(end.status, NtStatus::INVALID_DEVICE_REQUEST, "a code that nobody knows")?;
-    is(ok(send_and_wait(&upper, Function::Flush, at), "a packet")?.status, NtStatus::SUCCESS, "a flush")?;
-    device::detach(&upper, &lower, at);
-    drop(upper);
-    drop(lower);
-    settled(at)
+    is(ok(send_and_wait(upper, Function::Flush, at), "a packet")?.status, NtStatus::SUCCESS, "a flush")
 }
 
 fn stacks(at: &mut Irql<Passive>) -> Result {
-    let (lower, upper) = stack_of_two(at)?;
-    check(device::top_of(&lower, at).is(&upper), "the filter is on top", 0, 0)?;
+    let stack = stack_of_two(at)?;
+    let (lower, upper) = (&stack.lower, &stack.upper);
+    check(device::top_of(lower, at).is(upper), "the filter is on top", 0, 0)?;
     equal(upper.stack_size as u64, 2, "locations for the top")?;
     let filters = ok(device::register::<Filter, _>(at), "a driver")?;
-    let third = ok(device::create_attached(&filters, &lower, Filter, at), "one more, on top of all")?;
+    let third = ok(device::create_attached(&filters, lower, Filter, at), "one more, on top of all")?;
     equal(third.stack_size as u64, 3, "locations for the third")?;
-    check(device::top_of(&lower, at).is(&third), "the third is on top", 0, 0)?;
+    check(device::top_of(lower, at).is(&third), "the third is on top", 0, 0)?;
     let wrong = device::create_device(&filters, Null, at);
     check(
         wrong.is_err_and(|status| status == NtStatus::INVALID_PARAMETER),
@@ -99,19 +132,16 @@ fn stacks(at: &mut Irql<Passive>) -> Result {
     )?;
     // What is attached stays without anybody's reference.
     drop(third);
-    let top = device::top_of(&lower, at);
+    let top = device::top_of(lower, at);
     equal(top.stack_size as u64, 3, "the third is still there")?;
     is(ok(send_and_wait(&top, Function::Flush, at), "a packet")?.status, NtStatus::SUCCESS, "through three")?;
-    device::detach(&top, &upper, at);
-    check(device::top_of(&lower, at).is(&upper), "the filter is on top again", 0, 0)?;
+    device::detach(&top, upper, at);
+    check(device::top_of(lower, at).is(upper), "the filter is on top again", 0, 0)?;
     is(
         ok(send_and_wait(&top, Function::Flush, at), "a packet")?.status,
         NtStatus::SUCCESS,
         "beside the stack",
-    )?;
-    drop(top);
-    device::detach(&upper, &lower, at);
-    settled(at)
+    )
 }
 
 /// Counts what is asked of its files; one of them it doesn't have.
@@ -149,10 +179,11 @@ fn files(at: &mut Irql<Passive>) -> Result {
     let names = ob::namespace();
     let drivers = ok(device::register::<Files, _>(at), "a driver")?;
     let filters = ok(device::register::<Filter, _>(at), "a driver")?;
-    ok(device::give_name(&drivers, wide!("\\Driver\\Files"), at), "a driver's name")?;
+    let _named = ok(Named::new(&drivers, wide!("\\Driver\\Files"), at), "a driver's name")?;
     let lower = ok(device::create_device(&drivers, Files, at), "a device")?;
-    ok(device::give_name(&lower, wide!("\\Device\\Files"), at), "a device's name")?;
+    let named = ok(Named::new(&lower, wide!("\\Device\\Files"), at), "a device's name")?;
     let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
+    let _stack = Stack { lower: lower.clone(), upper };
     let itself = ok(names.open_as::<KDeviceObject>(Path::new(wide!("\\device\\FILES")), at), "the device")?;
     check(itself.is(&lower), "the named one, not the one on top", 0, 0)?;
     counted(0, 0, 0)?;
@@ -174,15 +205,11 @@ fn files(at: &mut Irql<Passive>) -> Result {
     drop(whole);
     counted(2, 1, 1)?;
     // Without a name nobody finds it, but what is open stays.
-    device::take_name(&lower, at);
+    drop(named);
     check(names.open_as::<KFileObject>(path, at).is_err(), "nothing has the name", 0, 0)?;
     counted(2, 1, 1)?;
     drop(inside);
-    counted(2, 2, 2)?;
-    device::take_name(&drivers, at);
-    device::detach(&upper, &lower, at);
-    drop((upper, lower, itself));
-    settled(at)
+    counted(2, 2, 2)
 }
 
 /// Keeps writes until a control takes one.
@@ -218,15 +245,13 @@ impl Driver for Parking {
 }
 
 /// A filter on a parking device.
-fn parking(
-    at: &mut Irql<Passive>,
-) -> core::result::Result<(ObRef<KDeviceObject>, ObRef<KDeviceObject>), Verdict> {
+fn parking(at: &mut Irql<Passive>) -> core::result::Result<Stack, Verdict> {
     let drivers = ok(device::register::<Parking, _>(at), "a driver")?;
     let filters = ok(device::register::<Filter, _>(at), "a driver")?;
     let lower =
         ok(device::create_device(&drivers, Parking { queue: CancelSafeQueue::new() }, at), "a device")?;
     let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
-    Ok((lower, upper))
+    Ok(Stack { lower, upper })
 }
 
 static DONE: [Event; MAX_PROCESSORS] = [const { Event::new(EventKind::Notification, false) }; MAX_PROCESSORS];
@@ -237,7 +262,8 @@ fn write(length: u32) -> Function {
 }
 
 fn pending(at: &mut Irql<Passive>) -> Result {
-    let (lower, upper) = parking(at)?;
+    let stack = parking(at)?;
+    let (lower, upper) = (&stack.lower, &stack.upper);
     let mut first = ok(Request::new(upper.clone(), &DONE[0], at), "a request")?;
     check(first.send(write(7), at) && !first.send(write(7), at), "it is sent once", 0, 0)?;
     check(!DONE[0].is_signalled(), "it pends", 0, 0)?;
@@ -246,18 +272,14 @@ fn pending(at: &mut Irql<Passive>) -> Result {
     is(first.wait(at).status, NtStatus::CANCELLED, "how it ended")?;
     check(!first.cancel(at), "it has no routine any more", 0, 0)?;
     check(first.send(write(9), at), "the request can be sent again", 0, 0)?;
-    is(ok(send_and_wait(&lower, TAKE, at), "a packet")?.status, NtStatus::SUCCESS, "a take")?;
+    is(ok(send_and_wait(lower, TAKE, at), "a packet")?.status, NtStatus::SUCCESS, "a take")?;
     let end = first.wait(at);
     is(end.status, NtStatus::SUCCESS, "how the taken one ended")?;
     equal(end.information as u64, 9, "its length")?;
     // Cancelled before it waits: the insert sees it. A fresh packet is not cancelled.
     let mut second = ok(Request::new(upper.clone(), &DONE[0], at), "a request")?;
     check(second.send(write(1), at) && second.cancel(at), "cancelled", 0, 0)?;
-    is(second.wait(at).status, NtStatus::CANCELLED, "the second")?;
-    drop((first, second));
-    device::detach(&upper, &lower, at);
-    drop((upper, lower));
-    settled(at)
+    is(second.wait(at).status, NtStatus::CANCELLED, "the second")
 }
 
 /// What the jobs send to.
@@ -305,11 +327,11 @@ fn send_and_cancel(at: &mut Irql<Passive>, processor: u32) {
 }
 
 fn storm(at: &mut Irql<Passive>) -> Result {
-    let (lower, upper) = parking(at)?;
+    let stack = parking(at)?;
     for tally in [&PARKED, &TAKEN, &SENT, &SUCCEEDED, &CANCELLED, &WRONG] {
         tally.store(0, Ordering::Relaxed);
     }
-    *TARGET.lock(at) = Some(upper.clone());
+    *TARGET.lock(at) = Some(stack.upper.clone());
     everywhere::run(at, send_and_cancel);
     let target = TARGET.lock(at).take();
     drop(target);
@@ -319,10 +341,7 @@ fn storm(at: &mut Irql<Passive>) -> Result {
     equal(sent, u64::from(ROUNDS * prcb::count()), "sent")?;
     equal(parked, sent, "that reached the driver")?;
     equal(succeeded, taken, "that ended well were those that were taken")?;
-    equal(cancelled, sent - taken, "the others were cancelled")?;
-    device::detach(&upper, &lower, at);
-    drop((upper, lower));
-    settled(at)
+    equal(cancelled, sent - taken, "the others were cancelled")
 }
 
 /// Sends writes until it has gone round, by a reference of its own.
@@ -361,6 +380,9 @@ fn unload(at: &mut Irql<Passive>) -> Result {
     drop(drivers);
     *TARGET.lock(at) = Some(only);
     everywhere::run(at, send_while_it_goes);
+    // The first processor has, unless it was refused its request.
+    let target = TARGET.lock(at).take();
+    drop(target);
     equal(WRONG.load(Ordering::Relaxed), 0, "sent to a driver that was unloaded, or ended otherwise")?;
     check(SENT.load(Ordering::Relaxed) >= 1, "somebody sent", 0, 0)?;
     // Ended by a work item where the last reference went at DISPATCH or with another object's end.
@@ -370,6 +392,5 @@ fn unload(at: &mut Irql<Passive>) -> Result {
         }
         let _ = delay(Due::In(10_000), at);
     }
-    equal(UNLOADED.load(Ordering::SeqCst).into(), 1, "unloaded, once")?;
-    settled(at)
+    equal(UNLOADED.load(Ordering::SeqCst).into(), 1, "unloaded, once")
 }
