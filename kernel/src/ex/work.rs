@@ -3,7 +3,7 @@
 //! Three queues, each with threads of its own. An item goes to a thread that waits for one, the last that began to wait, or else to the
 //! end of its queue. While items stand in a queue, a manager looks at it now and then, and gives it one more thread if none was
 //! taken since its last look: so items that wait for others that stand behind them get on. Threads that have nothing to do any
-//! more are let go one by one, but for the first.
+//! more are let go one by one, but for the queue's first: the memory of all later ones comes back.
 //!
 //! Owns:       [`WorkItem`], [`KWorkItem`], the queues and their threads.
 //! IRQL:       queueing up to DISPATCH; an item's routine at PASSIVE, and it must return there: IRQL_UNEXPECTED_VALUE.
@@ -12,8 +12,9 @@
 //!                makes it null as its last access. So it runs once for each time that it was queued, may be queued again by its
 //!                own routine, and may be freed by it.
 //!             I2 no worker waits while an item is in its queue.
-//!             I3 an item is in a queue, or one of several workers waits => the manager looks, or is about to.
+//!             I3 an item is in a queue, or a worker that is not its first waits => the manager looks, or is about to.
 //!             I4 what an idle worker's node leads to is in place until its event is set; whoever took it off the list sets it.
+//!             I5 a queue's first worker, made in bring-up, and no other has `stays`; it never ends.
 //! Not as NT:  at most 16 threads a queue, which leave soon and not after minutes; items that run are not counted against the number of
 //!             processors.
 //! Tests:      selftest `ex::work_*`; crash `work_item_left_raised`.
@@ -176,6 +177,8 @@ pub unsafe fn queue<L: MaySignal>(item: NonNull<KWorkItem>, queue: Queue, at: &m
 /// A worker that waits, on its own stack.
 struct Idle {
     next: Cell<*const Idle>,
+    /// The queue's first, which is never let go (I5).
+    stays: bool,
     /// What it is handed, by who takes it off the list; null: it is to end.
     item: Cell<*mut KWorkItem>,
     event: Wakeup,
@@ -220,6 +223,27 @@ impl State {
         Some(idle)
     }
 
+    /// Does one wait that can be let go? The first can stand before it (I5).
+    fn can_let_go(&self) -> bool {
+        // SAFETY: in the list (I4), whose lock is held.
+        NonNull::new(self.idle.cast_mut())
+            .is_some_and(|idle| unsafe { !idle.as_ref().stays || !idle.as_ref().next.get().is_null() })
+    }
+
+    /// The last that began to wait and can be let go; its event is the caller's to set.
+    fn let_go(&mut self) -> Option<NonNull<Idle>> {
+        let last = NonNull::new(self.idle.cast_mut())?;
+        // SAFETY: in the list (I4), whose lock is held.
+        let last = unsafe { last.as_ref() };
+        if !last.stays {
+            return self.take_idle();
+        }
+        let behind = NonNull::new(last.next.get().cast_mut())?;
+        // SAFETY: as above.
+        last.next.set(unsafe { behind.as_ref() }.next.get());
+        Some(behind)
+    }
+
     fn append(&mut self, item: NonNull<KWorkItem>) {
         let item = item.as_ptr();
         match NonNull::new(self.first) {
@@ -240,11 +264,11 @@ impl State {
     }
 }
 
-/// A worker's life.
-fn work(at: &mut Irql<Passive>, queue: usize) {
-    let queue = &QUEUES[queue];
+/// A worker's life: a queue's number, twice, and one more for its first.
+fn work(at: &mut Irql<Passive>, argument: usize) {
+    let (queue, stays) = (&QUEUES[argument / 2], !argument.is_multiple_of(2));
     loop {
-        let item = next_item(queue, at);
+        let item = next_item(queue, stays, at);
         if item.is_null() {
             return;
         }
@@ -270,22 +294,21 @@ fn check_level(routine: u64) {
 }
 
 /// The next item, waited for if there is none; null: this worker is to end.
-fn next_item(queue: &WorkQueue, at: &mut Irql<Passive>) -> *mut KWorkItem {
-    let idle =
-        pin!(Idle { next: Cell::new(ptr::null()), item: Cell::new(ptr::null_mut()), event: Wakeup::new() });
+fn next_item(queue: &WorkQueue, stays: bool, at: &mut Irql<Passive>) -> *mut KWorkItem {
+    let (next, item) = (Cell::new(ptr::null()), Cell::new(ptr::null_mut()));
+    let idle = pin!(Idle { next, stays, item, event: Wakeup::new() });
     let idle = idle.into_ref().get_ref();
     // From before others know of the node until they have forgotten it.
     let mut at = at.raise::<Apc>();
-    let others = {
+    {
         let mut state = queue.0.lock(&mut at);
         if let Some(item) = state.take() {
             return item;
         }
         idle.next.set(state.idle);
         state.idle = idle;
-        state.workers > 1
-    };
-    if others {
+    }
+    if !stays {
         look_after(&mut at);
     }
     idle.event.wait(None, &mut at);
@@ -324,38 +347,36 @@ fn manage(at: &mut Irql<Passive>, _: usize) {
     }
 }
 
-/// Gives a queue one more thread if items stand in it and none was taken since the last look, or it has no thread; lets an idle one
-/// go if there is another. Is there something to look at again?
+/// Gives a queue one more thread if items stand in it and none was taken since the last look; lets an idle one go that
+/// is not its first. Is there something to look at again?
 fn look(taken: &mut [u32; 3], at: &mut Irql<Passive>) -> bool {
     let mut any = false;
     for (number, queue) in QUEUES.iter().enumerate() {
         let (stands, now, workers, leaves, idles) = {
             let mut state = queue.0.lock(at);
-            let rests = state.taken == taken[number] && state.workers > 1;
-            let leaves = if rests { state.take_idle() } else { None };
+            let leaves = if state.taken == taken[number] { state.let_go() } else { None };
             state.workers -= u32::from(leaves.is_some());
-            let idles = state.workers > 1 && !state.idle.is_null();
-            (!state.first.is_null(), state.taken, state.workers, leaves, idles)
+            (!state.first.is_null(), state.taken, state.workers, leaves, state.can_let_go())
         };
         if let Some(idle) = leaves {
             // SAFETY: we took it off (I4); its item is null.
             unsafe { Wakeup::set(&raw const (*idle.as_ptr()).event, at) };
         }
-        let stuck = stands && (now == taken[number] || workers == 0);
+        let stuck = stands && now == taken[number];
         taken[number] = now;
         any |= stands || idles;
         if stuck && workers < MOST {
             // Without memory it is tried again at the next look.
-            let _ = add_worker(number, at);
+            let _ = add_worker(number, false, at);
         }
     }
     any
 }
 
-fn add_worker(number: usize, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
+fn add_worker(number: usize, stays: bool, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
     let options =
         Options { name: NAMES[number], priority: PRIORITIES[number], ideal: Some(0), ..Default::default() };
-    thread::spawn(&options, work, number, at)?;
+    thread::spawn(&options, work, number * 2 + usize::from(stays), at)?;
     QUEUES[number].0.lock(at).workers += 1;
     Ok(())
 }
@@ -373,5 +394,5 @@ pub(crate) fn start(at: &mut Irql<Passive>) -> Result<(), NtStatus> {
     let options =
         Options { name: Name::new("work manager"), priority: 16, ideal: Some(0), ..Default::default() };
     thread::spawn(&options, manage, 0, at)?;
-    (0..QUEUES.len()).try_for_each(|number| add_worker(number, at))
+    (0..QUEUES.len()).try_for_each(|number| add_worker(number, true, at))
 }

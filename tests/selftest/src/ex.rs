@@ -3,7 +3,7 @@
 //! A lost wakeup leaves a thread that never ends, which `join` finds.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use kernel::ex::lookaside::Lookaside;
 use kernel::ex::work::{self, KWorkItem, Queue, WorkItem};
@@ -23,7 +23,7 @@ use sync::slist::{Entry, Header};
 use crate::apcs::until_it_waits;
 use crate::everywhere;
 use crate::random::Random;
-use crate::runner::{Result, Test, check, equal};
+use crate::runner::{Result, Test, Verdict, check, equal};
 use crate::threads::{here, join, spawn};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -544,7 +544,28 @@ fn work_frees(at: &mut Irql<Passive>) -> Result {
     equal(BROKEN.load(Relaxed).into(), 0, "damaged, queued, or no memory")
 }
 
-/// Each item waits until all have begun, which takes as many workers.
+/// Waits until a queue has but its first worker, and asks which thread that is.
+fn only_worker(at: &mut Irql<Passive>) -> core::result::Result<usize, Verdict> {
+    static WORKER: AtomicUsize = AtomicUsize::new(0);
+    static RAN: AtomicU32 = AtomicU32::new(0);
+    static WHO: WorkItem = WorkItem::new(|_, at| {
+        WORKER.store(core::ptr::from_ref(&*thread::current(at)).addr(), Relaxed);
+        RAN.fetch_add(1, Relaxed);
+    });
+    for _ in 0..2_000 {
+        if work::workers(Queue::Critical, at) == 1 {
+            break;
+        }
+        let _ = delay(Due::In(50_000), at);
+    }
+    equal(work::workers(Queue::Critical, at).into(), 1, "workers left")?;
+    RAN.store(0, Relaxed);
+    check(WHO.queue(Queue::Critical, at), "queued", 0, 0)?;
+    reaches(&RAN, 1, at)?;
+    Ok(WORKER.load(Relaxed))
+}
+
+/// Each item waits until all have begun, which takes as many workers. The later ones leave again, the first stays.
 fn work_grows(at: &mut Irql<Passive>) -> Result {
     const ITEMS: u32 = 6;
     static BEGUN: AtomicU32 = AtomicU32::new(0);
@@ -559,6 +580,7 @@ fn work_grows(at: &mut Irql<Passive>) -> Result {
             DONE.fetch_add(1, Relaxed);
         })
     }; ITEMS as usize];
+    let first = only_worker(at)?;
     start();
     BEGUN.store(0, Relaxed);
     ALL.reset(at);
@@ -567,12 +589,5 @@ fn work_grows(at: &mut Irql<Passive>) -> Result {
     }
     reaches(&DONE, ITEMS, at)?;
     equal(BROKEN.load(Relaxed).into(), 0, "items that waited in vain")?;
-    // Those that are too many leave again.
-    for _ in 0..2_000 {
-        if work::workers(Queue::Critical, at) == 1 {
-            break;
-        }
-        let _ = delay(Due::In(50_000), at);
-    }
-    equal(work::workers(Queue::Critical, at).into(), 1, "workers left")
+    equal(only_worker(at)? as u64, first as u64, "the worker that is left is the first")
 }
