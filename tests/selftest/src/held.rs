@@ -6,7 +6,8 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use kernel::ke::thread::{Thread, ThreadRef};
+use kernel::ke::sched;
+use kernel::ke::thread::{self, Thread, ThreadRef};
 use kernel::ke::timer::Due;
 use kernel::ke::wait;
 use kernel::mm::mdl::{Mdl, flags};
@@ -15,6 +16,7 @@ use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
 use kernel::mm::physical;
 use kernel::mm::pool::{self, Tag};
+use kernel::ob::{Body, ObRef};
 use kernel::rtl::NtStatus;
 use sync::irql::{Irql, Passive};
 
@@ -107,6 +109,49 @@ pub(crate) fn at_passive(f: impl FnOnce(&mut Irql<Passive>)) {
     assert_eq!(arch::irql::current(), 0, "dropped at PASSIVE, where tests run");
     // SAFETY: 1. just asserted, and what interrupts this code restores the level. 2. no token is used until the drop returns.
     unsafe { Irql::<Passive>::with(f) }
+}
+
+/// Where the test's thread may run, and its priority: again so when this goes.
+pub(crate) struct Placed(u64, u8);
+
+impl Placed {
+    pub(crate) fn here(at: &mut Irql<Passive>) -> Self {
+        let me = thread::current(at);
+        Self(me.scheduling().affinity(), me.scheduling().base())
+    }
+
+    /// Is it so now?
+    pub(crate) fn holds(&self, at: &mut Irql<Passive>) -> bool {
+        let me = thread::current(at);
+        (me.scheduling().affinity(), me.scheduling().base()) == (self.0, self.1)
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        at_passive(|at| {
+            let me = thread::current(at).reference();
+            let _ = sched::set_base_priority(&me, self.1, at);
+            let _ = sched::set_affinity(&me, self.0, at);
+        });
+    }
+}
+
+/// An object with a name, which it has until this goes.
+pub(crate) struct Named<T: Body>(pub(crate) ObRef<T>);
+
+impl<T: Body> Deref for Named<T> {
+    type Target = ObRef<T>;
+
+    fn deref(&self) -> &ObRef<T> {
+        &self.0
+    }
+}
+
+impl<T: Body> Drop for Named<T> {
+    fn drop(&mut self) {
+        at_passive(|at| self.0.make_temporary(at));
+    }
 }
 
 /// A memory descriptor list that the test made. Its drop unlocks, unmaps and frees it.

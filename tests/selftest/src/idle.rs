@@ -12,6 +12,7 @@ use kernel::ke::wait::{self, delay};
 use kernel::ke::{clock, sched, thread, trap};
 use sync::irql::{Dispatch, Irql, Passive};
 
+use crate::held;
 use crate::interrupts::test_vector;
 use crate::probe::set_breakpoint;
 use crate::runner::{Result, Test, check, need_processors};
@@ -47,6 +48,7 @@ fn before_halt(at: &mut Irql<Passive>) -> Result {
     const WAITS: u64 = 20;
     let me = thread::current(at).reference();
     let before = me.scheduling().affinity();
+    let _placed = held::Placed::here(at);
     let _ = sched::set_affinity(&me, 1 << arch::cpu::number(), at);
     HITS.store(0, Ordering::Relaxed);
     // SAFETY: a vector of the tests' own, whose handler is correct anywhere; the hook knows the breakpoint of this processor, which this
@@ -97,6 +99,7 @@ fn within_a_watch(at: &mut Irql<Passive>) -> Result {
     }
     let me = thread::current(at).reference();
     let before = me.scheduling().affinity();
+    let _placed = held::Placed::here(at);
     let number = arch::cpu::number();
     let _ = sched::set_affinity(&me, 1 << number, at);
     let other = (number + 1) % prcb::count();

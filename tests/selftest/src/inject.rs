@@ -1,5 +1,6 @@
 //! The self-tests with an allocation refused (`inject` on the command line): each test once as it is, which counts its allocations, and then
-//! once for each of them with that one refused. Whatever the test says of it, nothing may be left behind: no level, no memory.
+//! once for each of them with that one refused. Whatever the test says of it, nothing may be left behind: no level, no memory, no other
+//! affinity or priority of the tests' thread.
 //!
 //! Where there are more than a few dozen, the later ones are sampled, the further apart the later; tests that take long get fewer.
 //! `parts=n part=k` takes every n-th test.
@@ -80,6 +81,7 @@ fn every_failure(name: &str, test: Run, at: &mut Irql<Passive>) -> core::result:
 /// The test with its n-th allocation refused: how many were.
 fn one_failure(test: Run, n: u64, at: &mut Irql<Passive>) -> core::result::Result<u64, Verdict> {
     let before = memory(at);
+    let placed = held::Placed::here(at);
     pool::mark(at);
     paged::mark(at);
     held::note_threads();
@@ -96,6 +98,7 @@ fn one_failure(test: Run, n: u64, at: &mut Irql<Passive>) -> core::result::Resul
         result.or_else(|_| test(at))?;
     }
     runner::left_clean()?;
+    check(placed.holds(at), "left with another affinity or priority", n, 0)?;
     runner::left_no_memory(at)?;
     let after = memory(at);
     equal(after.0.into(), before.0.into(), "pages lost or made")?;

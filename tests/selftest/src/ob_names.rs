@@ -10,6 +10,7 @@ use kernel::wide;
 use sync::irql::{Irql, Passive};
 
 use crate::ex::{expect, start, torture, unbroken};
+use crate::held;
 use crate::random::Random;
 use crate::runner::{Result, Test, Verdict, check, equal};
 
@@ -81,13 +82,17 @@ fn races(at: &mut Irql<Passive>) -> Result {
     FOUND.store(0, Relaxed);
     let names = ob::namespace();
     let stays = Permanence::Permanent;
-    let outer =
-        names.make_directory(Path::new(wide!("\\Names")), stays, at).map_err(failed("no directory"))?;
+    let outer = names
+        .make_directory(Path::new(wide!("\\Names")), stays, at)
+        .map(held::Named)
+        .map_err(failed("no directory"))?;
     let inner = names
         .make_directory(Path::new(wide!("\\Names\\Inner")), stays, at)
+        .map(held::Named)
         .map_err(failed("no directory"))?;
     let link = names
         .make_link(Path::new(wide!("\\Names\\Link")), wide!("\\Names\\Inner"), stays, at)
+        .map(held::Named)
         .map_err(failed("no link"))?;
     torture(fire, at)?;
     for name in NAMES {

@@ -5,11 +5,12 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::thread::{self, Name, Options, ThreadRef};
 use kernel::ke::timer::Due;
-use kernel::ke::wait::{self, delay};
+use kernel::ke::wait::{self, Alertable, delay};
 use kernel::ke::{clock, prcb, sched};
 use kernel::rtl::NtStatus;
 use sync::irql::{Dispatch, Irql, Passive};
 
+use crate::apcs::until_it_waits;
 use crate::held;
 use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
 
@@ -102,22 +103,27 @@ fn many(at: &mut Irql<Passive>) -> Result {
 fn joins_in_turn(at: &mut Irql<Passive>) -> Result {
     static RAN: AtomicU64 = AtomicU64::new(0);
     RAN.store(0, Ordering::Relaxed);
-    fn notes(_: &mut Irql<Passive>, argument: usize) {
+    static GO: Event = Event::new(EventKind::Notification, false);
+    GO.reset(at);
+    fn notes(at: &mut Irql<Passive>, argument: usize) {
+        let _ = wait::for_single(&GO, None, at);
         RAN.fetch_or(1 << argument, Ordering::Relaxed);
     }
     // The test's own priority, and one below.
     let me = thread::current(at).reference();
-    let (before, mine) = (me.scheduling().affinity(), me.scheduling().base());
+    let mine = me.scheduling().base();
+    let _placed = held::Placed::here(at);
     sched::set_affinity(&me, 1 << arch::cpu::number(), at)
         .map_err(|status| Verdict::Fail("it can't be bound", status.0.into(), 0))?;
     let first = spawn(&here("first", mine), notes, 0, at)?;
     let second = spawn(&here("second", mine), notes, 1, at)?;
     let below = spawn(&here("below", mine - 1), notes, 2, at)?;
-    let joined = join(&first, at);
+    [&first, &second, &below].into_iter().try_for_each(|it| until_it_waits(it, at))?;
+    // They become ready and this one waits in one step, so that none runs before, whenever the quantum ends.
+    let status = wait::signal_and_wait(&GO, 0, &*first, Some(Due::In(100_000_000)), Alertable::No, at);
     let ran = RAN.load(Ordering::Relaxed);
-    let others = join(&second, at).and(join(&below, at));
-    let _ = sched::set_affinity(&me, before, at);
-    joined.and(others)?;
+    join(&first, at).and(join(&second, at)).and(join(&below, at))?;
+    check(status == NtStatus::SUCCESS, "the wait", status.0.into(), 0)?;
     equal(ran, 0b011, "who ran before who joined the first of them")
 }
 

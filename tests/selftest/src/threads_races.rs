@@ -12,6 +12,7 @@ use kernel::ke::{clock, prcb, sched};
 use kernel::rtl::NtStatus;
 use sync::irql::{Dispatch, Irql, Passive};
 
+use crate::held;
 use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
 use crate::threads::{here, join, spawn};
 
@@ -57,6 +58,7 @@ fn overtaken(at: &mut Irql<Passive>) -> Result {
     )?;
     let me = thread::current(at).reference();
     let before = me.scheduling().affinity();
+    let _placed = held::Placed::here(at);
     let number = arch::cpu::number();
     let raised_to = {
         let mut raised = at.raise::<Dispatch>();
@@ -99,6 +101,7 @@ fn moved(at: &mut Irql<Passive>) -> Result {
     }
     let me = thread::current(at).reference();
     let before = me.scheduling().affinity();
+    let _placed = held::Placed::here(at);
     let number = arch::cpu::number();
     let other = if number == 0 { 1 } else { 0 };
     // Here and there only; there, something runs that is above this thread, and falls below it later.
@@ -153,6 +156,7 @@ fn woken_early(at: &mut Irql<Passive>) -> Result {
     }
     let me = thread::current(at).reference();
     let before = me.scheduling().affinity();
+    let _placed = held::Placed::here(at);
     let number = arch::cpu::number();
     let other = if number == 0 { 1 } else { 0 };
     let _ = sched::set_affinity(&me, 1 << number, at);
@@ -305,6 +309,7 @@ fn woken_by_who_waits(at: &mut Irql<Passive>) -> Result {
     }
     let me = thread::current(at).reference();
     let before = me.scheduling().affinity();
+    let _placed = held::Placed::here(at);
     let _ = sched::set_affinity(&me, 1 << arch::cpu::number(), at);
     // Equals of this one, so that neither is standby.
     let priority = me.scheduling().base();
@@ -366,6 +371,7 @@ fn left_by_a_tick(at: &mut Irql<Passive>) -> core::result::Result<u64, Verdict> 
     }
     let me = thread::current(at).reference();
     let (before, base) = (me.scheduling().affinity(), me.scheduling().base());
+    let _placed = held::Placed::here(at);
     let number = arch::cpu::number();
     let others = || (0..prcb::count()).filter(move |&other| other != number).take(MOST);
     let count = others().count();
@@ -440,6 +446,7 @@ fn halts_behind_an_end(at: &mut Irql<Passive>) -> Result {
     }
     let me = thread::current(at).reference();
     let before = me.scheduling().affinity();
+    let _placed = held::Placed::here(at);
     let number = arch::cpu::number();
     let _ = sched::set_affinity(&me, 1 << number, at);
     let taken = || {
