@@ -121,7 +121,7 @@ fn references_storm(at: &mut Irql<Passive>) -> Result {
     start();
     DELETED.store(0, Relaxed);
     MADE.store(0, Relaxed);
-    torture(
+    let result = torture(
         |at, number| {
             let mut random = Random::new(number as u64);
             let mut mine = None;
@@ -158,11 +158,12 @@ fn references_storm(at: &mut Irql<Passive>) -> Result {
             }
         },
         at,
-    )?;
+    );
     for slot in &SHARED {
         let last = slot.lock(at).take();
         drop(last);
     }
+    result?;
     until_deleted(MADE.load(Relaxed), at)?;
     check(MADE.load(Relaxed) > ROUNDS / 16, "hardly any was made", MADE.load(Relaxed).into(), 0)?;
     unbroken(0, "sections")
