@@ -351,8 +351,15 @@ fn limit(at: &mut Irql<Passive>) -> Result {
 fn exhaustion(at: &mut Irql<Passive>) -> Result {
     let before = baseline(at);
     let space = new_space(at)?;
-    let address = commit_some(&space, 1 << 20, page::READWRITE, at)?;
-    had(attached(&space, at, |at| write(address, 1, at)), "no write")?;
+    let result = exhaust(&space, at);
+    space.destroy(at);
+    result?;
+    same_as(before, at)
+}
+
+fn exhaust(space: &ProcessSpace, at: &mut Irql<Passive>) -> Result {
+    let address = commit_some(space, 1 << 20, page::READWRITE, at)?;
+    had(attached(space, at, |at| write(address, 1, at)), "no write")?;
     // Far from anything else, so that its pages need tables.
     let far = Some(0x40_0000_0000);
     had(space.allocate(far, 2 << 20, RESERVE, page::READWRITE, at), "nothing reserved")?;
@@ -374,7 +381,7 @@ fn exhaustion(at: &mut Irql<Passive>) -> Result {
     }
     let result = (|| {
         let ran_out = NtStatus::INSUFFICIENT_RESOURCES;
-        attached(&space, at, |at| {
+        attached(space, at, |at| {
             refused(write(address + PAGE, 1, at), ran_out, "a page from nowhere")?;
             equal(had(read(address, at), "no read")?, 1, "what was there")
         })?;
@@ -397,13 +404,9 @@ fn exhaustion(at: &mut Irql<Passive>) -> Result {
         unsafe { physical::free_contiguous(run, 512, at) };
     }
     drop(runs);
-    let result = result.and_then(|()| {
-        had(attached(&space, at, |at| write(address + PAGE, 2, at)), "no write with memory")?;
-        equal(space.sizes(at).private, sizes.private + 1, "pages of its own")
-    });
-    space.destroy(at);
     result?;
-    same_as(before, at)
+    had(attached(space, at, |at| write(address + PAGE, 2, at)), "no write with memory")?;
+    equal(space.sizes(at).private, sizes.private + 1, "pages of its own")
 }
 
 fn pieces(at: &mut Irql<Passive>) -> Result {

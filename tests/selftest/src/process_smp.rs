@@ -306,7 +306,11 @@ fn torture(at: &mut Irql<Passive>) -> Result {
     need_processors(2)?;
     let before = baseline(at);
     let space = new_space(at)?;
-    let address = had(space.allocate(None, PAGE, RESERVE, page::READWRITE, at), "nothing reserved")?.base;
+    let reserved = space.allocate(None, PAGE, RESERVE, page::READWRITE, at);
+    let Ok(address) = reserved.map(|region| region.base) else {
+        space.destroy(at);
+        return Err(Verdict::Fail("nothing reserved", 0, 0));
+    };
     let result = under_fire(at, (&space, address), use_address, |at| {
         for round in 0..12_u64 {
             had(space.allocate(Some(address), PAGE, COMMIT, page::READWRITE, at), "not committed")?;
@@ -320,14 +324,21 @@ fn torture(at: &mut Irql<Passive>) -> Result {
             // What was freed last is handed out first: tables, then the frame. One that is only protected stays as it is.
             let mut taken = [None; 5];
             for slot in &mut taken {
-                let page = physical::allocate(at).map_err(|_| Verdict::Fail("no page", 0, 0))?;
+                let Ok(page) = physical::allocate(at) else { break };
                 *slot = Some(page.into_number());
                 if *slot == frame {
                     break;
                 }
             }
+            let give_back = |at: &mut Irql<Passive>| {
+                for page in taken.into_iter().flatten() {
+                    // SAFETY: allocated above, and looked at no more.
+                    physical::free(unsafe { Page::from_number(page) }, at);
+                }
+            };
             let watched = frame.filter(|_| round % 2 == 1 || taken.contains(&frame));
             let Some(watched) = watched else {
+                give_back(at);
                 return Err(Verdict::Fail("a frame not seen again", round, 0));
             };
             let words = |number: usize| {
@@ -335,12 +346,10 @@ fn torture(at: &mut Irql<Passive>) -> Result {
                 unsafe { &*physical::address(watched).cast::<AtomicU64>().add(number) }
             };
             (0..512).for_each(|number| words(number).store(round << 16, SeqCst));
-            each_adds(&TRIES, "one doesn't try")?;
+            let tried = each_adds(&TRIES, "one doesn't try");
             let damaged = (0..512).find(|&number| words(number).load(SeqCst) != round << 16);
-            for page in taken.into_iter().flatten() {
-                // SAFETY: allocated above.
-                physical::free(unsafe { Page::from_number(page) }, at);
-            }
+            give_back(at);
+            tried?;
             check(damaged.is_none(), "a stale write", round, damaged.unwrap_or(0) as u64)?;
             if round % 2 == 1 {
                 had(space.free(address, PAGE, DECOMMIT, at), "not decommitted")?;
@@ -491,7 +500,15 @@ fn keeps_its_own(at: &mut Irql<Passive>, number: usize) {
 
 /// Two threads with a space each and one without, on one processor and on several, moved about.
 fn threads(at: &mut Irql<Passive>) -> Result {
-    let spaces = [new_space(at)?, new_space(at)?];
+    let first = new_space(at)?;
+    let second = match new_space(at) {
+        Ok(second) => second,
+        Err(verdict) => {
+            first.destroy(at);
+            return Err(verdict);
+        }
+    };
+    let spaces = [first, second];
     let result = (|| {
         let mut address = 0;
         for (slot, space) in SPACES.iter().zip(&spaces) {
@@ -501,10 +518,11 @@ fn threads(at: &mut Irql<Passive>) -> Result {
         begin(&spaces[0], address);
         let options = Options { name: Name::new("attached"), ..Options::default() };
         let mut made = [const { None }; 3];
-        for (number, slot) in made.iter_mut().enumerate() {
+        let all_made = made.iter_mut().enumerate().try_for_each(|(number, slot)| {
             *slot = Some(spawn(&options, keeps_its_own, number, at)?);
-        }
-        let moved = move_about(&made, at);
+            Ok(())
+        });
+        let moved = all_made.and_then(|()| move_about(&made, at));
         STAGE.store(1, SeqCst);
         made.iter().flatten().try_for_each(|thread| join(thread, at))?;
         moved?;
