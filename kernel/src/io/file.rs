@@ -80,10 +80,11 @@ pub(super) fn parse(
     }
     let units = request.rest.units();
     let bytes = u16::try_from(size_of_val(units)).map_err(|_| NtStatus::OBJECT_NAME_INVALID)?;
-    let file = create_with_extra(KFileObject::of(device.clone()), bytes.into(), at)?;
+    let file = create_with_extra(KFileObject::new(), bytes.into(), at)?;
     let place = file.as_ptr().as_ptr();
     // SAFETY: nobody else knows the file. The extra bytes are as many as the name's, aligned, and stay with it.
     unsafe {
+        (*place).device_object = device.clone().into_raw().as_ptr();
         let buffer = file.extra().cast::<u16>();
         ptr::copy_nonoverlapping(units.as_ptr(), buffer.as_ptr(), units.len());
         (*place).file_name = UnicodeString { length: bytes, maximum_length: bytes, buffer: buffer.as_ptr() };
@@ -99,12 +100,12 @@ pub(super) fn parse(
 }
 
 impl KFileObject {
-    /// Not opened yet, without a name.
-    fn of(device: ObRef<KDeviceObject>) -> Self {
+    /// Not opened yet, without a name; without a device, as what is not made an object goes without its delete procedure.
+    fn new() -> Self {
         Self {
             kind: IO_TYPE_FILE,
             size: size_of::<Self>() as i16,
-            device_object: device.into_raw().as_ptr(),
+            device_object: ptr::null_mut(),
             vpb: ptr::null_mut(),
             fs_context: ptr::null_mut(),
             fs_context_2: ptr::null_mut(),

@@ -3,7 +3,8 @@
 use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::{
-    dpc, ex, interrupts, io, ipi, irql, locks, memory, ob, process, switch, threads, time, tlb, together, wakes,
+    dpc, ex, interrupts, io, ipi, irql, locks, memory, ob, process, switch, threads, time, tlb, together,
+    wakes,
 };
 
 /// Rows that need one processor: the boot with one runs them.

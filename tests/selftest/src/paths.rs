@@ -5,6 +5,9 @@ use core::ptr::NonNull;
 
 use arch::paging::PAGE;
 use kernel::ex::Resource;
+use kernel::io::null::Null;
+use kernel::io::objects::KFileObject;
+use kernel::io::{allocate, device};
 use kernel::ke::apc::ProcessorMode;
 use kernel::ke::interrupt::{Claim, Interrupt, Request, Share, Source};
 use kernel::ke::{extended, ipi, thread, wait};
@@ -26,6 +29,7 @@ use sync::irql::{Irql, Passive};
 use sync::{InterruptLock, Once, resource};
 
 use crate::edu::LEVEL;
+use crate::held;
 use crate::runner::{Result, Test, Verdict, check, equal};
 
 extern crate alloc;
@@ -48,6 +52,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("paths::a_resource_of_two", a_resource),
     ("paths::objects_and_names", objects_and_names),
     ("paths::handles", handles),
+    ("paths::a_file_of_a_device", a_file),
 ];
 
 const TAG: Tag = Tag::new(b"Path");
@@ -357,4 +362,18 @@ fn handles(at: &mut Irql<Passive>) -> Result {
     let gone = names.open(NAME, None, None, at).map(drop);
     check(gone == Err(NtStatus::OBJECT_NAME_NOT_FOUND), "a name is left", 0, 0)?;
     result
+}
+
+/// A driver, its device, the device's name and a file by that.
+fn a_file(at: &mut Irql<Passive>) -> Result {
+    let result = (|| {
+        let driver = device::register::<Null, _>(at)?;
+        let only = device::create_device(&driver, Null, at)?;
+        let path = wide!("\\Device\\Path");
+        device::give_name(&only, path, at)?;
+        let _named = held::Named(only);
+        ob::namespace().open_as::<KFileObject>(Path::new(path), at).map(drop)
+    })();
+    allocate::trim(at);
+    result.map_err(|_| REFUSED)
 }
