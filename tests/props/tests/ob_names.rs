@@ -169,6 +169,7 @@ fn what_a_link_makes_too_long_is_told() {
 
 /// The fuzz target's corpus, and random bytes.
 #[test]
+#[cfg_attr(miri, ignore = "reads files")]
 fn whatever_bytes_are_paths() {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/names");
     let files: Vec<_> = std::fs::read_dir(corpus).expect("the corpus").collect();
