@@ -3,6 +3,7 @@
 use core::ptr::NonNull;
 use std::alloc::{self, Layout};
 use std::cell::Cell;
+use std::sync::Mutex;
 
 use arch::level::PASSIVE;
 use sync::irql::{Below, Irql, Passive, PoolAccess};
@@ -83,8 +84,18 @@ pub(super) fn is_passive() -> bool {
 
 thread_local! {
     /// A thread's own, so that tests in parallel don't end each other's objects. It lives for ever.
-    static PILE: &'static Pile = Box::leak(Box::default());
+    static PILE: &'static Pile = new_pile();
     static IS_ASKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Miri takes what only an ended thread knew for lost.
+static PILES: Mutex<Vec<&'static Pile>> = Mutex::new(Vec::new());
+
+#[expect(clippy::disallowed_methods, reason = "of a host's tests, where memory doesn't run out")]
+fn new_pile() -> &'static Pile {
+    let pile: &'static Pile = Box::leak(Box::default());
+    PILES.lock().expect("nobody panics with it").push(pile);
+    pile
 }
 
 pub(super) fn pile() -> &'static Pile {
