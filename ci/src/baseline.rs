@@ -175,7 +175,7 @@ pub(crate) fn compare(rows: &[Row], baseline: &Baseline) -> Vec<Finding> {
         }
         match baseline.get(&row.name) {
             None => findings.push(Finding::New(row.name.clone())),
-            Some(&from) if grew(from.median, row.counts.median) || grew(from.max, row.counts.max) => {
+            Some(&from) if grew(from.median, row.counts.median) || has_higher_max(row, from) => {
                 findings.push(Finding::Grew { row: row.name.clone(), from, to: row.counts });
             }
             Some(_) => {}
@@ -211,6 +211,12 @@ fn exceeds(row: &Row) -> Option<Finding> {
         max,
         bound,
     })
+}
+
+/// Where several processors do the same at once, the worst sample has a wait for another one in it or not, as their steps happen to fall,
+/// which any change of the image moves: there the median counts, and the bound.
+fn has_higher_max(row: &Row, from: Counts) -> bool {
+    !row.name.contains("_on_each_of_") && grew(from.max, row.counts.max)
 }
 
 fn grew(from: u64, to: u64) -> bool {
@@ -415,6 +421,9 @@ mod tests {
         let found = |median, max| compare(&[measured("a", median, max, None)], &before).len();
         assert_eq!((found(103, 206), found(104, 200), found(100, 207)), (0, 1, 1));
         assert_eq!(found(50, 60), 0);
+        let before = of(&[measured("a_on_each_of_4", 100, 200, None)]);
+        let found = |median, max| compare(&[measured("a_on_each_of_4", median, max, None)], &before).len();
+        assert_eq!((found(103, 300), found(104, 200)), (0, 1));
         let zero = of(&[measured("a", 0, 0, None)]);
         assert_eq!(compare(&[measured("a", 1, 1, None)], &zero).len(), 1);
     }
