@@ -213,8 +213,8 @@ fn exceeds(row: &Row) -> Option<Finding> {
     })
 }
 
-/// Where several processors do the same at once, the worst sample has a wait for another one in it or not, as their steps happen to fall,
-/// which any change of the image moves: there the median counts, and the bound.
+/// Where several processors do the same at once, what their worst sample meets is as their steps happen to fall, which any change of the
+/// image moves, a path in it for one: there the median counts, and the bound.
 fn has_higher_max(row: &Row, from: Counts) -> bool {
     !row.name.contains("_on_each_of_") && grew(from.max, row.counts.max)
 }

@@ -214,8 +214,11 @@ pub struct Vacant<'a, T> {
 
 impl<T> Vacant<'_, T> {
     /// Has it lead to `object`, of which a reference becomes the table's; by which name.
+    ///
+    /// # Safety
+    /// The object is valid as long as it has references, of which the caller gives one away.
     #[inline]
-    pub fn fill(self, object: NonNull<T>, info: u64) -> Name {
+    pub unsafe fn fill(self, object: NonNull<T>, info: u64) -> Name {
         let Self { index, entry } = self;
         // H3: the caller's, and empty.
         let sequence = entry.word.load(Ordering::Relaxed).addr();
@@ -382,7 +385,12 @@ impl<T: Counted, R: Rank> Table<T, R> {
     }
 
     /// Gives one back that was not filled.
+    ///
+    /// # Panics
+    /// If it is another table's.
     pub fn give_back<L: Below<R>>(&self, vacant: Vacant<'_, T>, at: &mut Irql<L>) {
+        let own = self.entry(vacant.index as usize).is_some_and(|entry| core::ptr::eq(entry, vacant.entry));
+        assert!(own, "an entry of another table");
         self.put_back(vacant.index, vacant.entry, at);
     }
 
@@ -511,7 +519,10 @@ impl<T: Counted, R: Rank> Table<T, R> {
     }
 
     /// Enters, in a table that has no handles, what `entry` says of each index, by those very names; a reference of each is the table's.
-    pub fn fill(&mut self, mut entry: impl FnMut(u32) -> Option<(Name, NonNull<T>, u64)>) {
+    ///
+    /// # Safety
+    /// Each object is valid as long as it has references, of which `entry` gives one away.
+    pub unsafe fn fill(&mut self, mut entry: impl FnMut(u32) -> Option<(Name, NonNull<T>, u64)>) {
         let leaves = self.free.get_mut().leaves;
         let mut free = Free { first: 0, last: 0, leaves };
         for index in 1..(leaves as usize * LEAF).min(MOST) as u32 {
@@ -618,12 +629,14 @@ mod tests {
             // All but one entry are taken, so that one is used again and again.
             for index in 1..255 {
                 object.0.fetch_add(1, Relaxed);
-                assert_eq!(table.take(at).unwrap().fill(pointer, 7).bits(), index);
+                // SAFETY: it outlives the table.
+                assert_eq!(unsafe { table.take(at).unwrap().fill(pointer, 7) }.bits(), index);
             }
             let mut names = Vec::new();
             for _ in 0..NAMES {
                 object.0.fetch_add(1, Relaxed);
-                let name = table.take(at).unwrap().fill(pointer, 8);
+                // SAFETY: it outlives the table.
+                let name = unsafe { table.take(at).unwrap().fill(pointer, 8) };
                 assert!(table.take(at).is_none());
                 assert_eq!(table.lookup(name, at), Some((pointer, 8)));
                 object.0.fetch_sub(1, Relaxed);
@@ -646,7 +659,8 @@ mod tests {
             let pointer = NonNull::from(&object);
             assert_eq!(grow(&table, at), Growth::Done);
             assert_eq!(grow(&table, at), Growth::Done, "entries are free: the blocks come back");
-            let name = table.take(at).unwrap().fill(pointer, 1);
+            // SAFETY: it outlives the table.
+            let name = unsafe { table.take(at).unwrap().fill(pointer, 1) };
             for round in 1..=100 {
                 assert_eq!(table.lookup(name, at), Some((pointer, round)));
                 assert!(table.change_info(name, |info| info + 1, at));
@@ -672,7 +686,8 @@ mod tests {
                     at_passive(|at| {
                         for _ in 0..ROUNDS {
                             object.0.fetch_add(1, Relaxed);
-                            let name = table.take(at).unwrap().fill(NonNull::from(&object), 3);
+                            // SAFETY: it outlives the table.
+                            let name = unsafe { table.take(at).unwrap().fill(NonNull::from(&object), 3) };
                             let other = last.swap(name.bits(), Relaxed);
                             for name in [Name::from_bits(other), name] {
                                 if table.lookup(name, at).is_some() {

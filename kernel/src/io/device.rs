@@ -33,7 +33,7 @@ use super::objects::{
     DEVICE_QUEUE_OBJECT, IO_TYPE_DEVICE, IO_TYPE_DRIVER, KDeviceObject, KDeviceQueue, KDriverObject,
 };
 use super::packet::MOST_LOCATIONS;
-use super::{MayDoIo, layout};
+use super::{MayDoIo, device_queue, layout};
 use crate::ke::event::{Event, EventKind};
 use crate::mm::pool::Tag;
 use crate::ob::{
@@ -299,6 +299,8 @@ fn make<D: Driver, L: MayDoIo>(
         (*place).device_extension = extension.as_ptr().cast();
         (*place).device_object_extension = ptr::from_ref(vtable::<D>()).cast_mut().cast();
         (*place).driver_object = driver.clone().into_raw().as_ptr();
+        // Its place is the queue's for good.
+        device_queue::initialize(NonNull::new_unchecked(&raw mut (*place).device_queue));
     }
     {
         let _guard = STACKS.lock(at);

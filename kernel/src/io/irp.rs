@@ -94,6 +94,9 @@ macro_rules! questions {
 
         #[inline(always)]
         fn end<L: MayDoIo>(self, end: (NtStatus, usize), increment: u8, at: &mut Irql<L>) {
+            if end.0 == NtStatus::PENDING {
+                ended_as_pending(self.packet);
+            }
             let this = ManuallyDrop::new(self);
             // SAFETY: ours (I1), and no more.
             unsafe {
@@ -160,6 +163,15 @@ impl Pended {
     pub fn complete<L: MayDoIo>(self, status: NtStatus, information: usize, increment: u8, at: &mut Irql<L>) {
         self.end((status, information), increment, at);
     }
+}
+
+/// Whoever waits for it would take that for the promise of another end.
+#[cold]
+fn ended_as_pending(packet: NonNull<KIrp>) -> ! {
+    /// As `verify::Violation::CompletedPending`, in every build.
+    const COMPLETED_PENDING: u64 = 0x1003;
+    let packet = packet.addr().get() as u64;
+    super::bugcheck(StopCode::DriverVerifierIomanagerViolation, [COMPLETED_PENDING, 0, packet, 0]);
 }
 
 /// A packet that nobody has any more will never end.

@@ -261,6 +261,11 @@ impl<T> ObRef<T> {
         unname(object, |header| !header.is_permanent(), at);
     }
 
+    /// Has it a name? Stale at once.
+    pub(super) fn is_named<L: MayWait>(&self, at: &mut Irql<L>) -> bool {
+        self.header().place.shared(at).is_some()
+    }
+
     /// Has it a name that stays, whoever refers to the object? Stale at once.
     pub fn is_permanent(&self) -> bool {
         self.header().is_permanent()

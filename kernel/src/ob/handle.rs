@@ -321,7 +321,9 @@ impl HandleTable {
     }
 
     fn fill_counted(&self, vacant: Vacant<'_, Header>, object: ObRef, info: Info) -> Handle {
-        Handle::new(vacant.fill(header_of(object), info.0), self.is_kernel)
+        // SAFETY: the reference is the object's own, and given away.
+        let name = unsafe { vacant.fill(header_of(object), info.0) };
+        Handle::new(name, self.is_kernel)
     }
 
     /// A handle to `object`, with the rights `access`.
@@ -376,6 +378,10 @@ impl HandleTable {
         at: &mut Irql<Passive>,
     ) -> Result<Handle, NtStatus> {
         let granted = granted(access, object.object_type())?;
+        // Below, a refusal may end a name: never one that was given without a handle.
+        if object.is_named(at) {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
         // T2: nothing but the name can fail behind it.
         let vacant = self.take(at)?;
         // Counted before it has the name: who opens it by that and closes it again must not find that it was the last one.
@@ -447,7 +453,7 @@ impl HandleTable {
                 return Err(status);
             }
         }
-        child.table.fill(|index| {
+        let entry = |index| {
             let name = self.table.name_at(index)?;
             let (header, info) = self.table.lookup(name, at)?;
             // SAFETY: the lookup's reference.
@@ -457,7 +463,9 @@ impl HandleTable {
             }
             object.header().handles.fetch_add(1, Ordering::Relaxed);
             Some((name, header_of(object), info))
-        });
+        };
+        // SAFETY: the lookup's references, given away.
+        unsafe { child.table.fill(entry) };
         Ok(child)
     }
 

@@ -74,7 +74,8 @@ impl Machine {
     }
 
     fn enter(&self, number: u64, at: &mut Irql<Passive>) -> Option<Name> {
-        Some(self.table.take(at)?.fill(NonNull::from(&self.objects[number as usize]), number))
+        // SAFETY: the objects outlive the table.
+        Some(unsafe { self.table.take(at)?.fill(NonNull::from(&self.objects[number as usize]), number) })
     }
 
     fn release(&self, object: NonNull<Object>, count: u32) {

@@ -460,7 +460,10 @@ fn lock_until_refused(
     let held = Held::all_but(90, at);
     let refused = lock(&mut whole, at).err();
     let (mut last, mut count) = (None, 0);
-    for page in pages.iter_mut().flatten() {
+    for (number, page) in pages.iter_mut().flatten().enumerate() {
+        // It is there when it is locked: that is no way past the reserve.
+        // SAFETY: the test's own block.
+        unsafe { block.add(number * PAGE as usize).read_volatile() };
         last = lock(page, at).err();
         if last.is_some() {
             break;

@@ -170,6 +170,8 @@ struct Held {
     pages: usize,
     /// Some are a device's.
     device: bool,
+    /// Some are paged pool's, and don't go out any more.
+    paged: bool,
 }
 
 impl Held {
@@ -190,17 +192,17 @@ impl Held {
         operation: Operation,
         at: &mut Irql<Apc>,
     ) -> Result<(), LockError> {
-        let mut has_resolved = false;
         while let Err(address) = self.go_on(mdl, operation, at) {
             // A page of it that is there can be written, so it was not.
             let is_paged = layout::part(address) == Some(layout::PAGED_POOL);
             match is_paged.then(|| paged::resolve_to_lock(address, at)) {
-                Some(Resolution::Resolved) => has_resolved = true,
+                Some(Resolution::Resolved) => {}
                 Some(Resolution::Refused(_)) => return Err(LockError::Exhausted),
                 Some(Resolution::Fatal) | None => return Err(LockError::AccessViolation),
             }
         }
-        if has_resolved {
+        // Whether they were there or not: who touches each page before it locks it takes as much.
+        if self.paged {
             pager::spare_the_reserve(at).map_err(|Exhausted| LockError::Exhausted)?;
         }
         Ok(())
@@ -219,6 +221,7 @@ impl Held {
                 // One that its owner gives up at this moment is not there.
                 Ok(Found::Counted(page)) if !frames.try_reference(page) => return Err(address),
                 Ok(Found::Counted(page)) => {
+                    self.paged |= layout::part(address) == Some(layout::PAGED_POOL);
                     if operation != Operation::Read {
                         frames.memory().entry(page).set_dirty();
                     }
