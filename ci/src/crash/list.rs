@@ -132,6 +132,7 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("irp_pending_unmarked", 1, IO_MANAGER, [Is(0x1001), In("says_pending"), Any, Is(0x103)]),
     crash("irp_marked_not_pending", 1, IO_MANAGER, [Is(0x1002), In("marks_and_succeeds"), Any, Is(0)]),
     crash("irp_dropped", 1, IO_MANAGER, [Is(0x1005), Is(0), Any, Is(0)]),
+    crash("irp_ended_as_pending", 1, IO_MANAGER, [Is(0x1003), Is(0), Any, Is(0)]),
     // The pool's: the block's address is in the log, the tags are "Mine" and "Othr".
     crash("pool_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Any, Any]),
     crash("pool_wrong_tag", 2, POOL_CALLER, [Is(0xA), Any, Is(MINE), Is(OTHER)]),

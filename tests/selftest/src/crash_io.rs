@@ -56,6 +56,11 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> bool {
             let Ok(device) = device::create_device(&driver, Drops, at) else { return false };
             let _ = send_and_wait(&device, Function::Flush, at);
         }
+        "irp_ended_as_pending" => {
+            let Ok(driver) = device::register::<EndsAsPending, _>(at) else { return false };
+            let Ok(device) = device::create_device(&driver, EndsAsPending, at) else { return false };
+            let _ = send_and_wait(&device, Function::Flush, at);
+        }
         _ => return false,
     }
     true
@@ -117,5 +122,13 @@ impl Driver for Drops {
     fn dispatch<'c, L: MayDoIo>(&self, irp: Irp<'c>, _: &mut Irql<L>) -> Handled<'c> {
         drop(irp);
         unreachable!("the drop of a packet ends the run")
+    }
+}
+
+struct EndsAsPending;
+
+impl Driver for EndsAsPending {
+    fn dispatch<'c, L: MayDoIo>(&self, irp: Irp<'c>, at: &mut Irql<L>) -> Handled<'c> {
+        irp.complete(NtStatus::PENDING, 0, at)
     }
 }

@@ -1,5 +1,6 @@
 //! I/O: packets through stacks of devices, cancelled while they wait, on all processors; devices and drivers that end while they are used.
 
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kernel::io::csq::CancelSafeQueue;
@@ -7,15 +8,15 @@ use kernel::io::device::{self, Driver};
 use kernel::io::irp::{Handled, Irp};
 use kernel::io::layout::{DeviceControl, ReadWrite, major};
 use kernel::io::null::{Filter, Null};
-use kernel::io::objects::{KDeviceObject, KFileObject};
+use kernel::io::objects::{KDeviceObject, KDeviceQueueEntry, KFileObject};
 use kernel::io::request::{Function, Request, send_and_wait};
-use kernel::io::{MayDoIo, allocate, verify};
+use kernel::io::{MayDoIo, allocate, device_queue, verify};
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::prcb::{self, MAX_PROCESSORS};
 use kernel::ke::timer::Due;
 use kernel::ke::wait::delay;
 use kernel::ob::{self, Body, Directory, ObRef, Path};
-use kernel::rtl::{Case, NtStatus, WideStr};
+use kernel::rtl::{Case, KListEntry, NtStatus, WideStr};
 use kernel::wide;
 use sync::SpinLock;
 use sync::irql::{Dispatch, Irql, ObjectLock, Passive};
@@ -109,6 +110,17 @@ fn stacks(at: &mut Irql<Passive>) -> Result {
     let (lower, upper) = (&stack.lower, &stack.upper);
     check(device::top_of(lower, at).is(upper), "the filter is on top", 0, 0)?;
     equal(upper.stack_size as u64, 2, "locations for the top")?;
+    // SAFETY: nobody uses the queue of a device that has none of its packets queued; the device has a reference.
+    let queue = unsafe { NonNull::new_unchecked(&raw mut (*upper.as_ptr().as_ptr()).device_queue) };
+    let mut entries =
+        [const { KDeviceQueueEntry { links: KListEntry::UNLINKED, sort_key: 0, inserted: false } }; 2];
+    let [first, second] = entries.each_mut().map(NonNull::from);
+    // SAFETY: the queue is a device's own; the entries stay until they are out.
+    let found = unsafe {
+        let queued = [device_queue::insert(queue, first), device_queue::insert(queue, second)];
+        (queued, device_queue::remove(queue) == Some(second), device_queue::remove(queue).is_none())
+    };
+    check(found == ([false, true], true, true), "a device's queue holds what comes while it is busy", 0, 0)?;
     let filters = ok(device::register::<Filter, _>(at), "a driver")?;
     let third = ok(device::create_attached(&filters, lower, Filter, at), "one more, on top of all")?;
     equal(third.stack_size as u64, 3, "locations for the third")?;
