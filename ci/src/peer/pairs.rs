@@ -53,11 +53,7 @@ pub(super) const PAIRS: &[Pair] = &[
     ),
     pair("memory::kmalloc_1000", "memory::pool_1000", "Kirql's row starts at DISPATCH"),
     pair("memory::kmalloc_4096", "memory::pool_4096", "Kirql's row starts at DISPATCH"),
-    pair(
-        "memory::kmalloc_8192",
-        "memory::pool_8192",
-        "Kirql's row starts at DISPATCH, and maps two pages; Linux has a cache of this size",
-    ),
+    pair("memory::kmalloc_8192", "memory::pool_8192", "Kirql's row starts at DISPATCH"),
     pair("memory::page", "memory::page", "Kirql's row starts at DISPATCH; page not cleared on either"),
     pair(
         "memory::vmap_vunmap",

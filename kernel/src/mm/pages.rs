@@ -6,8 +6,8 @@
 //!             thread stays, and exists once on a processor, so nobody else is half-way in the cache. `PfnLock` above it.
 //! Invariants: I1 a page is in one place: in use (a `Page`), in one cache, or in `Frames`.
 //!             I2 pages in caches are Free by their entries, so that a second free is found before it does harm.
-//! Running out: what all processors hold in their caches, at most [`PageCache::MOST`] pages each, goes back to the machine's lists, by
-//!             whoever finds these empty (`sync::stash`).
+//! Running out: what all processors hold in their caches, at most [`PageCache::MOST`] pages and [`PageCache::PAIRS`] pairs each, goes back
+//!             to the machine's lists, by whoever finds these empty (`sync::stash`).
 //! Tests:      tests/props/tests/mm_pages.rs; selftest `memory_pages::*`.
 
 use core::cell::UnsafeCell;
@@ -51,34 +51,53 @@ impl Page {
 
 /// One processor's free pages: its own to put and to take; others take all of them when memory has run out.
 #[derive(Default)]
-pub struct PageCache(Stash<{ Self::MOST }>);
+pub struct PageCache {
+    single: Stash<{ Self::MOST }>,
+    /// Of each the first of two pages in a row: to split and merge them would cost ten times as much as to keep them.
+    pairs: Stash<{ Self::PAIRS }>,
+}
 
 impl PageCache {
-    /// The most that it holds.
+    /// The most pages that it holds one by one.
     pub const MOST: usize = 32;
+    /// And the most pairs.
+    pub const PAIRS: usize = 8;
     /// How many move at once between it and the machine's lists.
     const BATCH: usize = Self::MOST / 2;
 
     /// An empty one.
     pub const fn new() -> Self {
-        Self(Stash::new())
+        Self { single: Stash::new(), pairs: Stash::new() }
     }
 
-    /// How many it holds; another processor's is stale at once.
+    /// How many pages it holds; another processor's is stale at once.
     pub fn len(&self) -> u32 {
-        self.0.len()
+        self.single.len() + 2 * self.pairs.len()
     }
 
     /// None?
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.single.is_empty() && self.pairs.is_empty()
     }
 
     #[inline]
     fn pop(&self) -> Option<PageNumber> {
         // SAFETY: the cache holds pages that came from `Frames` or a `Page` (I1).
-        self.0.pop().map(|number| unsafe { PageNumber::new(number) })
+        self.single.pop().map(|number| unsafe { PageNumber::new(number) })
     }
+
+    /// Any processor: gives all pages to `take`.
+    fn take_all(&self, mut take: impl FnMut(PageNumber)) {
+        // SAFETY: the cache holds pages (I1).
+        self.single.take_all(|number| take(unsafe { PageNumber::new(number) }));
+        self.pairs.take_all(|first| pair(first).into_iter().for_each(&mut take));
+    }
+}
+
+/// The pages of a pair that a cache holds.
+fn pair(first: u32) -> [PageNumber; 2] {
+    // SAFETY: the cache holds pages (PageManager's I1), of a pair both.
+    unsafe { [PageNumber::new(first), PageNumber::new(first + 1)] }
 }
 
 /// What is done with each cache.
@@ -203,8 +222,56 @@ impl PageManager {
     #[inline]
     pub fn free(&self, page: Page, cache: &PageCache, at: &mut At) {
         self.memory().entry(page.0).release(page.0);
-        if !cache.0.push(page.0.0) {
+        if !cache.single.push(page.0.0) {
             self.free_slowly(page, cache, at);
+        }
+    }
+
+    /// Two pages in a row, content unknown; the first is returned. They are freed by [`free_pair`](Self::free_pair), or one by one.
+    #[inline]
+    pub fn allocate_pair(&self, cache: &PageCache, at: &mut At) -> Result<Page, Exhausted> {
+        if is_refused() {
+            return Err(Exhausted);
+        }
+        match self.allocate_cached_pair(cache) {
+            Some(first) => Ok(first),
+            None => self.allocate_contiguous(2, 0, NO_LIMIT, at),
+        }
+    }
+
+    /// Two pages in a row of this processor's cache.
+    #[inline]
+    pub(super) fn allocate_cached_pair(&self, cache: &PageCache) -> Option<Page> {
+        let [first, second] = pair(cache.pairs.pop()?);
+        self.memory().entry(first).activate();
+        self.memory().entry(second).activate();
+        Some(Page(first))
+    }
+
+    /// Takes two pages in a row back.
+    ///
+    /// # Safety
+    /// Both are the caller's.
+    ///
+    /// # Bugchecks
+    /// PFN_LIST_CORRUPT as [`free`](Self::free), for either.
+    #[inline]
+    pub unsafe fn free_pair(&self, first: Page, cache: &PageCache, at: &mut At) {
+        for page in pair(first.0.0) {
+            self.memory().entry(page).release(page);
+        }
+        if !cache.pairs.push(first.0.0) {
+            self.free_pair_slowly(first, cache, at);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_pair_slowly(&self, first: Page, cache: &PageCache, at: &mut At) {
+        self.spill_pairs(cache, PageCache::PAIRS / 2, at);
+        if !cache.pairs.push(first.0.0) {
+            let mut frames = self.frames.lock(at);
+            pair(first.0.0).into_iter().for_each(|page| frames.give(page));
         }
     }
 
@@ -217,7 +284,7 @@ impl PageManager {
         if !self.memory().entry(page.0).try_release() {
             // It is free at once if the last such use has ended meanwhile.
             self.with(at, |frames| frames.discard(page.0));
-        } else if !cache.0.push(page.0.0) {
+        } else if !cache.single.push(page.0.0) {
             self.free_slowly(page, cache, at);
         }
     }
@@ -226,7 +293,7 @@ impl PageManager {
     #[inline(never)]
     fn free_slowly(&self, page: Page, cache: &PageCache, at: &mut At) {
         self.spill(cache, PageCache::BATCH, at);
-        if !cache.0.push(page.0.0) {
+        if !cache.single.push(page.0.0) {
             self.frames.lock(at).give(page.0);
         }
     }
@@ -252,10 +319,9 @@ impl PageManager {
             }
             let mut any = false;
             (self.machine.caches)(&mut |cache| {
-                cache.0.take_all(|number| {
+                cache.take_all(|page| {
                     any = true;
-                    // SAFETY: caches hold pages (I1).
-                    frames.give(unsafe { PageNumber::new(number) });
+                    frames.give(page);
                 });
             });
             if any { f(frames) } else { None }
@@ -329,6 +395,7 @@ impl PageManager {
     /// Gives back what the cache holds.
     pub fn drain(&self, cache: &PageCache, at: &mut At) {
         self.spill(cache, PageCache::MOST, at);
+        self.spill_pairs(cache, PageCache::PAIRS, at);
     }
 
     /// How many pages are where, caches and pages in use left out.
@@ -347,7 +414,7 @@ impl PageManager {
         let (&first, rest) = pages[..filled].split_first().ok_or(Exhausted)?;
         for &page in rest {
             // The cache is empty, and takes more than a batch; if not, the lists have the page back.
-            if !cache.0.push(page) {
+            if !cache.single.push(page) {
                 // SAFETY: `Frames` gave it for the cache.
                 self.frames.lock(at).give(unsafe { PageNumber::new(page) });
             }
@@ -360,7 +427,13 @@ impl PageManager {
     fn spill(&self, cache: &PageCache, most: usize, at: &mut At) {
         self.with(at, |frames| {
             // SAFETY: the cache holds pages (I1).
-            cache.0.take_oldest(most, |page| frames.give(unsafe { PageNumber::new(page) }));
+            cache.single.take_oldest(most, |page| frames.give(unsafe { PageNumber::new(page) }));
+        });
+    }
+
+    fn spill_pairs(&self, cache: &PageCache, most: usize, at: &mut At) {
+        self.with(at, |frames| {
+            cache.pairs.take_oldest(most, |first| pair(first).into_iter().for_each(|page| frames.give(page)));
         });
     }
 }

@@ -32,7 +32,7 @@ const ROWS: &[Row] = &[
     passive("memory::pool_64_from_passive", pool_pair::<Passive, 64>),
     dispatch("memory::pool_1000", pool_pair::<Dispatch, 1000>).at_most(70),
     dispatch("memory::pool_4096", pool_pair::<Dispatch, 4096>).at_most(150),
-    dispatch("memory::pool_8192", pool_pair::<Dispatch, 8192>),
+    dispatch("memory::pool_8192", pool_pair::<Dispatch, 8192>).at_most(180),
     passive("memory::map_and_unmap_page", map_and_unmap).at_most(400),
     passive("memory::demand_zero_fault", demand_zero).at_most(900),
     passive("memory::paged_pool_64", paged_pair::<64>),

@@ -27,7 +27,8 @@ enum Op {
     Allocate(usize),
     Free(usize, u16),
     Contiguous { count: u32, align: u8, limit: u32 },
-    FreeRun(u16),
+    Pair(usize),
+    FreeRun(usize, u16),
     Drain(usize),
     Zero,
     TakeZeroed,
@@ -63,7 +64,7 @@ fn op(random: u64) -> Op {
                 _ => BORDER - 3 * CHUNK - 100 + (c >> 3) % (7 * CHUNK),
             },
         },
-        25..28 => Op::FreeRun(a),
+        25..28 => Op::FreeRun(cache, a),
         28 => Op::Drain(cache),
         29..31 => Op::Zero,
         31 => Op::TakeZeroed,
@@ -78,6 +79,7 @@ fn op(random: u64) -> Op {
             Op::Within(1 + u32::from(a) % 40, PageRange { start, end: start + 1 + u32::from(b) % 900 })
         }
         44 => Op::Unpromise(c % 40),
+        45 => Op::Pair(cache),
         _ => Op::Keep,
     }
 }
@@ -100,6 +102,12 @@ enum Is {
 }
 
 const FRESH: Is = Is::Active { references: 1, shares: 1, dirty: false };
+
+/// Tests can't make numbers of pages.
+fn page_of(number: u32) -> PageNumber {
+    // SAFETY: `PageNumber` is transparent; used as a key only, or for a page that was handed out.
+    unsafe { std::mem::transmute::<u32, PageNumber>(number) }
+}
 
 struct Model<'a> {
     arena: &'a Arena,
@@ -125,7 +133,7 @@ impl Model<'_> {
     /// Some page of which `f` holds: the first behind a random one.
     fn pick(&self, which: u16, f: impl Fn(Is) -> bool) -> Option<(PageNumber, Is)> {
         let from = RANGES[0].start + u32::from(which) % (RANGES[3].end - RANGES[0].start);
-        let from = self.arena_page(from);
+        let from = page_of(from);
         let found = self.used.range(from..).chain(self.used.range(..from)).find(|&(_, &is)| f(is));
         found.map(|(&page, &is)| (page, is))
     }
@@ -146,7 +154,7 @@ impl Model<'_> {
 
     /// Free, or to be made free.
     fn is_free(&self, number: u32) -> bool {
-        let is = self.used.get(&self.arena_page(number)).copied();
+        let is = self.used.get(&page_of(number)).copied();
         self.arena.ranges.iter().any(|range| (range.start..range.end).contains(&number))
             && matches!(is, None | Some(Is::Zeroed | Is::Standby))
     }
@@ -209,17 +217,15 @@ impl Model<'_> {
         let first = page.into_number();
         assert!(first.number().is_multiple_of(1 << align), "{first:?} is not aligned to 2^{align}");
         assert!(first.number() + count <= limit, "{first:?} + {count} is above {limit}");
-        self.runs.push((first, count));
-        for number in first.number()..first.number() + count {
-            let page = self.arena_page(number);
-            self.mark(page, Is::Run);
-        }
+        self.mark_run(first, count);
     }
 
-    /// The number of a page by way of the arena: tests can't make numbers.
-    fn arena_page(&self, number: u32) -> PageNumber {
-        // SAFETY: `PageNumber` is transparent; used as a key only, or for a page of a run that was handed out.
-        unsafe { std::mem::transmute::<u32, PageNumber>(number) }
+    fn mark_run(&mut self, first: PageNumber, count: u32) {
+        self.runs.push((first, count));
+        for number in first.number()..first.number() + count {
+            let page = page_of(number);
+            self.mark(page, Is::Run);
+        }
     }
 
     fn step(&mut self, op: &Op) {
@@ -234,7 +240,9 @@ impl Model<'_> {
                 match page {
                     Ok(page) => self.mark(page.into_number(), FRESH),
                     Err(_) => {
-                        assert_eq!(self.caches[cache].len(), 0);
+                        // Nothing but pairs, for which nobody asks the caches here.
+                        let kept = self.caches[cache].len();
+                        assert!(kept % 2 == 0 && kept <= 2 * PageCache::PAIRS as u32, "{kept} are kept");
                         let counts = self.frames(|frames| frames.counts());
                         assert_eq!((counts.free + counts.zeroed, counts.standby), (self.promised, 0));
                     }
@@ -251,14 +259,28 @@ impl Model<'_> {
                 }
             }
             Op::Contiguous { count, align, limit } => self.contiguous(count, align, limit),
-            Op::FreeRun(which) => {
+            Op::Pair(cache) => {
+                match on_processor(|at| manager.allocate_pair(&self.caches[cache], at)) {
+                    Ok(page) => {
+                        self.learn_reclaims();
+                        self.mark_run(page.into_number(), 2);
+                    }
+                    // The lists had none, which is told of runs: here nobody asks the caches.
+                    Err(_) => self.contiguous(2, 0, NO_LIMIT),
+                }
+            }
+            Op::FreeRun(cache, which) => {
                 if !self.runs.is_empty() {
                     let (first, count) = self.runs.swap_remove(which as usize % self.runs.len());
                     self.used
                         .retain(|page, _| !(first.number()..first.number() + count).contains(&page.number()));
                     // SAFETY: the list says that the run was handed out.
                     on_processor(|at| unsafe {
-                        manager.free_contiguous(Page::from_number(first), count, at)
+                        let page = Page::from_number(first);
+                        match count {
+                            2 => manager.free_pair(page, &self.caches[cache], at),
+                            _ => manager.free_contiguous(page, count, at),
+                        }
                     });
                 }
             }
@@ -340,7 +362,7 @@ impl Model<'_> {
                         "{run:?} crosses a multiple of {size}"
                     );
                     self.runs.push((first, count));
-                    (run.start..run.end).for_each(|number| self.mark(self.arena_page(number), Is::Run));
+                    (run.start..run.end).for_each(|number| self.mark(page_of(number), Is::Run));
                 }
             }
             Op::Promise(count) => {
@@ -552,6 +574,18 @@ fn a_page_freed_twice_or_under_io_is_a_bugcheck() {
         }),
         0x4E
     );
+    // Either of two pages that a cache keeps together.
+    for which in 0..2 {
+        let arena = Arena::new(&RANGES, false);
+        let cache = PageCache::new();
+        let first = on_processor(|at| arena.manager.allocate_pair(&cache, at)).unwrap().into_number();
+        // SAFETY: both are this test's.
+        on_processor(|at| unsafe { arena.manager.free_pair(Page::from_number(first), &cache, at) });
+        let page = page_of(first.number() + which);
+        // That it isn't this test's any more is the test, as above.
+        let stop = arch::stop::catch(|| free(&arena, page, &cache));
+        assert_eq!(stop.map(|stop| (stop.code, stop.parameters[0])), Some((0x4E, page.number().into())));
+    }
     // A count that reached zero does not rise by a reference.
     assert_eq!(
         stop(&|arena, page, _| {

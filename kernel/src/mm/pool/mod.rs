@@ -337,11 +337,16 @@ impl<const SITES: usize> Pool<SITES> {
         local: &Local,
         at: &mut At,
     ) -> Result<NonNull<[u8]>, Exhausted> {
-        if size <= PAGE_SIZE
+        if size <= 2 * PAGE_SIZE
             && let Some(index) = self.tags.known(tag)
-            && let Some(page) = self.pages.allocate_cached(&local.pages)
         {
-            return Ok(self.hand_out_pages(page, 1, index, tag, size, site, local, at));
+            if size <= PAGE_SIZE {
+                if let Some(page) = self.pages.allocate_cached(&local.pages) {
+                    return Ok(self.hand_out_pages(page, 1, index, tag, size, site, local, at));
+                }
+            } else if let Some(first) = self.pages.allocate_cached_pair(&local.pages) {
+                return Ok(self.hand_out_pages(first, 2, index, tag, size, site, local, at));
+            }
         }
         self.allocate_large_slowly(tag, size, site, local, at)
     }
@@ -360,6 +365,7 @@ impl<const SITES: usize> Pool<SITES> {
             let at = &mut at.raise::<PageCacheAccess>();
             match count {
                 1 => self.pages.allocate(&local.pages, at)?,
+                2 => self.pages.allocate_pair(&local.pages, at)?,
                 _ => self.pages.allocate_contiguous(count, 0, NO_LIMIT, at)?,
             }
         };
@@ -427,6 +433,7 @@ impl<const SITES: usize> Pool<SITES> {
             let page = Page::from_number(page);
             match count {
                 1 => self.pages.free(page, &local.pages, at),
+                2 => self.pages.free_pair(page, &local.pages, at),
                 _ => self.pages.free_contiguous(page, count as u32, at),
             }
         }
