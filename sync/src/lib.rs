@@ -6,7 +6,7 @@
 //!    [`rwspin`], with readers; [`interrupt_lock`], at a level known at run time; [`lock_set`], several at once; [`seq`], for
 //!    readers that must not write; [`bit_lock`], in an object's header
 //! 3. [`deferred`], [`ipi`], [`shootdown`], [`disconnect`], [`log_ring`], [`clock_owner`], [`system_time`], [`timer`],
-//!    [`deadline`], [`page_counts`], [`references`], [`stash`], [`slist`], [`pile`], [`cancel`],
+//!    [`deadline`], [`page_counts`], [`toggle`], [`references`], [`stash`], [`slist`], [`pile`], [`cancel`],
 //!    [`handles`]: protocols between processors
 //! 4. [`wait_word`], [`handoff`], [`idle_set`], [`watch`], [`attention`], [`ownership`]: who ends a wait, when its thread may run elsewhere, who
 //!    looks for it, what it must look at itself, and what it holds
@@ -63,6 +63,7 @@ pub mod system_time;
 #[cfg(all(test, not(loom)))]
 mod testing;
 pub mod timer;
+pub mod toggle;
 pub mod wait_word;
 pub mod watch;
 mod word;

@@ -1,29 +1,31 @@
 //! Executable pool, for drivers that run code which they wrote into NonPagedPool: never writable and executable at once.
 //!
 //! ```text
-//!  written to  ─► writable, not executable ──┐  a fetch faults: all processors forget, then executable, not writable
+//!  written to  ─► writable, not executable ──┐  a fetch faults: neither; all processors forget; executable, not writable
 //!                 ▲                          ▼
-//!  a store faults: all processors forget,    run
-//!  then writable ◄───────────────────────────┘
+//!  a store faults: neither; all              run
+//!  forget; writable  ◄───────────────────────┘
 //! ```
 //!
 //! NT gives such memory all rights. Here W^X holds without exception, for a fault and a shootdown at each change from writing to running;
-//! who asks for this pool writes once and runs often. The entry changes by one exchange, without a lock, so that the fault is resolved at
-//! any level below IPI, whatever locks the interrupted code holds.
+//! who asks for this pool writes once and runs often. A page can be read all the while. Who finds it between two rights waits for the
+//! flush of whoever changes it, which nothing holds up (`sync::toggle`): so the fault is resolved at any level below IPI, whatever locks
+//! the interrupted code holds.
 //!
 //! IRQL:       at or below DISPATCH; the memory is used below IPI with interrupts on.
-//! Invariants: I1 a leaf with the toggle bit has either the right to write or that to execute, and its page is of this pool.
-//!             I2 when a fault has been resolved, no processor has the other right any more.
+//! Invariants: I1 a leaf with the toggle bit has the right to write, that to execute, or neither, and its page is of this pool.
+//!             I2 no processor has a right, cached or not, while another has the other one.
 //! Not as NT:  code that writes into its own page is refused (0xBE), since it would fault for ever. At IPI and above, or with interrupts
 //!             off, a change is refused as well. A block has pages of its own, at most [`MOST_PAGES`].
-//! Tests:      selftest `memory_executable::*`; crash `executable_*`; unit tests of `fault`.
+//! Tests:      tests/models/tests/toggle.rs (I2); selftest `memory_executable::*`; crash `executable_*`; unit tests of `fault`.
 //! Sources:    WDK, `POOL_TYPE`, "No-Execute (NX) Nonpaged Pool".
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use arch::paging::{self, PAGE};
-use sync::irql::{Below, Ipi, Irql, PageCacheAccess, SpaceLock};
+use sync::irql::{AtOrBelow, Below, Clock, Ipi, Irql, PageCacheAccess, SpaceLock};
+use sync::toggle::{self, Rights};
 
 use super::fault::Kind;
 use super::pages::Page;
@@ -31,7 +33,7 @@ use super::pfn::{PAGE_SIZE, PageNumber, Use};
 use super::pool::{Tag, block};
 use super::resolve::Resolution;
 use super::system_pte::{self, Mapping};
-use super::tables::{Access, toggled};
+use super::tables::{Access, Toggle};
 use super::{Exhausted, physical, shootdown};
 
 /// The most pages of a block.
@@ -127,22 +129,19 @@ pub(super) fn is_executable<L: Below<SpaceLock>>(address: u64, at: &mut Irql<L>)
     system_pte::find(address, at).is_some_and(|(_, page)| memory.entry(page).is_used_as(Use::PoolExecutable))
 }
 
-/// A fault that may be a change from writing to running, or back: at any level below IPI, without a lock.
-pub(crate) fn toggle<L: Below<Ipi>>(address: u64, kind: Kind, at: &mut Irql<L>) -> Resolution {
+/// A fault that may be a change from writing to running, or back: at any level below IPI, interrupts on, whatever the interrupted code holds.
+pub(crate) fn toggle<L: AtOrBelow<Clock> + Below<Ipi>>(
+    address: u64,
+    kind: Kind,
+    at: &mut Irql<L>,
+) -> Resolution {
     let Some(leaf) = paging::leaf(address) else { return Resolution::Fatal };
-    let mut old = leaf.load(Ordering::Acquire);
-    loop {
-        let Some(new) = toggled(old, kind == Kind::Execute) else { return Resolution::Fatal };
-        if new == old {
-            // Another processor was first; what is cached here was forgotten by the fault.
-            return Resolution::Resolved;
-        }
-        match leaf.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => break,
-            Err(found) => old = found,
-        }
+    let wanted = if kind == Kind::Execute { Rights::Run } else { Rights::Write };
+    let wait = |_: &mut Irql<L>| arch::cpu::spin_hint();
+    let flush = |at: &mut Irql<Clock>| shootdown::flush_single(address / PAGE * PAGE, at);
+    if toggle::change(&Toggle(leaf), wanted, wait, flush, at) {
+        Resolution::Resolved
+    } else {
+        Resolution::Fatal
     }
-    // On return no processor has the other right (I2).
-    shootdown::flush_single(address / PAGE * PAGE, at);
-    Resolution::Resolved
 }

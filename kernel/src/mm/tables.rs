@@ -28,6 +28,8 @@
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use sync::toggle::{self, Rights};
+
 use super::Exhausted;
 use super::bits::{
     ACCESSED, ADDRESS, DIRTY, GLOBAL, LARGE_OR_ATTRIBUTE, NO_CACHE, NO_EXECUTE, PRESENT, WRITABLE,
@@ -44,15 +46,43 @@ const OUT: u64 = 1 << 11;
 /// Beside HIDDEN.
 const TRIMMING: u64 = 1 << 11;
 const FORMS: u64 = HIDDEN | TRANSITION | OUT;
-/// In a present leaf of 4 KiB: it goes between writable and executable, one of which it is.
+/// In a present leaf of 4 KiB: it goes between writable and executable, and is neither in between.
 const TOGGLE: u64 = 1 << 10;
 
-/// What a present leaf that is toggled becomes, to be executed or else to be written: itself, if it is so already. `None`: it is none.
-pub const fn toggled(entry: u64, execute: bool) -> Option<u64> {
-    if entry & PRESENT == 0 || entry & TOGGLE == 0 {
-        return None;
+/// A leaf whose page is written or run: `mm::executable`.
+pub struct Toggle<'a>(pub &'a AtomicU64);
+
+impl Toggle<'_> {
+    const RIGHTS: u64 = WRITABLE | NO_EXECUTE;
+
+    const fn bits(rights: Rights) -> u64 {
+        match rights {
+            Rights::Write => WRITABLE | NO_EXECUTE,
+            Rights::Run => 0,
+            Rights::Neither => NO_EXECUTE,
+        }
     }
-    Some(if execute { entry & !(WRITABLE | NO_EXECUTE) } else { entry | WRITABLE | NO_EXECUTE })
+
+    fn of(entry: u64) -> Option<Rights> {
+        if entry & PRESENT == 0 || entry & TOGGLE == 0 {
+            return None;
+        }
+        let all = [Rights::Write, Rights::Run, Rights::Neither];
+        all.into_iter().find(|&rights| Self::bits(rights) == entry & Self::RIGHTS)
+    }
+}
+
+impl toggle::Entry for Toggle<'_> {
+    fn rights(&self) -> Option<Rights> {
+        Self::of(self.0.load(Ordering::Acquire))
+    }
+
+    fn exchange(&self, from: Rights, to: Rights) -> bool {
+        let old = self.0.load(Ordering::Relaxed);
+        let new = old & !Self::RIGHTS | Self::bits(to);
+        Self::of(old) == Some(from)
+            && self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
 }
 
 /// What may be done with a page.
@@ -107,8 +137,8 @@ impl Leaf {
     }
 
     fn of(entry: u64) -> Option<Self> {
-        // In either state.
-        let entry = if entry & TOGGLE != 0 { entry | NO_EXECUTE | WRITABLE } else { entry };
+        // In whichever state.
+        let entry = if entry & TOGGLE != 0 { entry | Toggle::RIGHTS } else { entry };
         let all =
             [Access::Read, Access::Write, Access::Execute, Access::Toggled].into_iter().flat_map(|access| {
                 [Caching::WriteBack, Caching::WriteCombining, Caching::Uncached]

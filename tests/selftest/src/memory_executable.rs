@@ -13,11 +13,12 @@ use sync::irql::{Clock, DeviceLevel, Dispatch, Irql, Passive};
 
 use crate::everywhere;
 use crate::probe;
-use crate::runner::{Result, Test, Verdict, check, equal};
+use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
 
 pub(crate) const TESTS: &[Test] = &[
     ("memory_executable::what_is_written_runs_and_is_never_both", written_and_run),
     ("memory_executable::every_processor_runs_what_was_written_last", everywhere_new),
+    ("memory_executable::writers_and_runners_at_once", under_fire),
     ("memory_executable::at_every_level_below_ipi", levels),
     ("memory_executable::nt_names_lead_to_the_right_pool", nt_names),
     ("memory_executable::nt_flags_zero_refuse_and_align", nt_flags),
@@ -111,6 +112,38 @@ fn everywhere_new(at: &mut Irql<Passive>) -> Result {
     }
     free(block, at);
     Ok(())
+}
+
+/// What ran and returned what nobody wrote.
+static WRONG: AtomicU64 = AtomicU64::new(0);
+
+/// Every second processor writes the code's low byte, the others run it, at PASSIVE and at DISPATCH: all faults are resolved, whoever
+/// changes the page at that moment.
+fn under_fire(at: &mut Irql<Passive>) -> Result {
+    const ROUNDS: u32 = 200;
+    need_processors(2)?;
+    let block = take(100, at)?;
+    write(block, 0x100);
+    CODE.store(block.addr().get() as u64, Ordering::Relaxed);
+    SUM.store(0, Ordering::Relaxed);
+    WRONG.store(0, Ordering::Relaxed);
+    everywhere::run(at, |at, number| {
+        let Some(code) = NonNull::new(CODE.load(Ordering::Relaxed) as *mut u8) else { return };
+        for round in 0..ROUNDS {
+            let _raised = (round % 2 == 1).then(|| at.raise::<Dispatch>());
+            if number % 2 == 0 {
+                // SAFETY: the test's own block; a byte of an operand.
+                unsafe { code.add(1).write_volatile(round as u8) };
+            } else {
+                let found = run(code);
+                WRONG.fetch_add((found >> 8 != 1).into(), Ordering::Relaxed);
+            }
+            SUM.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    free(block, at);
+    equal(WRONG.load(Ordering::Relaxed), 0, "returned what nobody wrote")?;
+    equal(SUM.load(Ordering::Relaxed), u64::from(ROUNDS * kernel::ke::prcb::count()), "rounds")
 }
 
 fn levels(at: &mut Irql<Passive>) -> Result {
