@@ -26,9 +26,7 @@ use super::tables::{Access, Caching, Leaf};
 use super::{Exhausted, physical};
 use crate::ke::bugcheck::{StopCode, bugcheck};
 
-pub use lock::{
-    AccessViolation, LockError, Operation, advance, probe_and_lock, probe_and_lock_nonpaged, unlock,
-};
+pub use lock::{LockError, Operation, advance, probe_and_lock, probe_and_lock_nonpaged, unlock};
 
 mod lock;
 

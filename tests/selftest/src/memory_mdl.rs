@@ -6,7 +6,7 @@ use arch::paging::{Flags, PAGE, translate};
 use kernel::boot::facts;
 use kernel::ke::apc::ProcessorMode;
 use kernel::mm::mdl::{MdlError, flags};
-use kernel::mm::mdl_pages::{self, AccessViolation, LockError, Operation};
+use kernel::mm::mdl_pages::{self, LockError, Operation};
 use kernel::mm::paged;
 use kernel::mm::pfn::PageNumber;
 use kernel::mm::physical;
@@ -195,7 +195,7 @@ fn refused(at: &mut Irql<Passive>) -> Result {
     let free = lock(memory, 8, Operation::Read, at)?;
     check(read.is_ok() && inside.is_ok(), "not locked", 0, 0)?;
     for (result, which) in [(write, 1), (user, 2), (behind, 3), (free, 4)] {
-        check(result == Err(AccessViolation), "locked", which, 0)?;
+        check(result == Err(LockError::AccessViolation), "locked", which, 0)?;
     }
     check(held == [1, 1, 1], "a reference left behind", held[0], held[1])
 }

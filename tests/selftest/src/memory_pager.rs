@@ -431,9 +431,8 @@ fn locked_to_the_end(at: &mut Irql<Passive>) -> Result {
         let found = lock_until_refused(block, at);
         let same = is_painted(block);
         free(block, at);
-        let (whole, last, count, touched) = found?;
-        let exhausted = Some(LockError::Exhausted);
-        check(whole == exhausted && last == exhausted, "locked", whole.is_none().into(), count)?;
+        let (refused, count, touched) = found?;
+        check(refused.0 == [Some(LockError::Exhausted); 3], "locked: which", refused.locked(), count)?;
         check((40..120).contains(&count), "pages locked", count, ALL as u64)?;
         check(touched && same, "another content", touched.into(), same.into())
     })
@@ -442,12 +441,21 @@ fn locked_to_the_end(at: &mut Irql<Passive>) -> Result {
 /// Pages of which there is room for a part.
 const ALL: usize = 240;
 
-/// How the lock of all of the block is refused, and that of one page more, with how many locked; and whether a page that is out can be
-/// touched beside these.
+/// How locks are refused: of the whole block; of one page more than there is room for; the same, had it been there.
+struct Refused([Option<LockError>; 3]);
+
+impl Refused {
+    /// The number of the first that isn't.
+    fn locked(&self) -> u64 {
+        self.0.iter().take_while(|refused| refused.is_some()).count() as u64
+    }
+}
+
+/// How the locks are refused, with how many pages locked, and whether a page that is out can be touched beside these.
 fn lock_until_refused(
     block: NonNull<u8>,
     at: &mut Irql<Passive>,
-) -> core::result::Result<(Option<LockError>, Option<LockError>, u64, bool), Verdict> {
+) -> core::result::Result<(Refused, u64, bool), Verdict> {
     let lock = |list: &mut List, at: &mut Irql<Passive>| {
         mdl_pages::probe_and_lock(list, ProcessorMode::Kernel, Operation::Read, at)
     };
@@ -459,13 +467,14 @@ fn lock_until_refused(
     pager::send_all_out(at);
     let held = Held::all_but(90, at);
     let refused = lock(&mut whole, at).err();
-    let (mut last, mut count) = (None, 0);
+    let (mut last, mut there, mut count) = (None, None, 0);
     for (number, page) in pages.iter_mut().flatten().enumerate() {
         // It is there when it is locked: that is no way past the reserve.
         // SAFETY: the test's own block.
         unsafe { block.add(number * PAGE as usize).read_volatile() };
         last = lock(page, at).err();
         if last.is_some() {
+            there = lock_while_there(page, at);
             break;
         }
         count += 1;
@@ -473,7 +482,21 @@ fn lock_until_refused(
     // SAFETY: the test's own block: in its last page.
     let word = unsafe { block.add(ALL * PAGE as usize - 512).cast::<usize>().read_volatile() };
     held.give(at);
-    Ok((refused, last, count, word == (block.addr().get() ^ (ALL * PAGE as usize - 512))))
+    let same = word == (block.addr().get() ^ (ALL * PAGE as usize - 512));
+    Ok((Refused([refused, last, there]), count, same))
+}
+
+/// How the lock of a page that is there is refused. It may go out between touch and lock, and is then not the one that is asked for.
+fn lock_while_there(page: &mut List, at: &mut Irql<Passive>) -> Option<LockError> {
+    for _ in 0..100 {
+        // SAFETY: the test's own block.
+        unsafe { page.header().start_va.cast::<u8>().read_volatile() };
+        let refused = mdl_pages::probe_and_lock_nonpaged(page, Operation::Read, at).err();
+        if refused != Some(LockError::AccessViolation) {
+            return refused;
+        }
+    }
+    Some(LockError::AccessViolation)
 }
 
 fn writer(at: &mut Irql<Passive>) -> Result {

@@ -39,14 +39,13 @@ pub enum Operation {
     Modify,
 }
 
-/// The buffer is not mapped, or not for the operation, or not that mode's to use: STATUS_ACCESS_VIOLATION.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AccessViolation;
+/// A page of the buffer is not mapped, or not for the operation.
+struct AccessViolation;
 
 /// Why a buffer is not locked; what NT raises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockError {
-    /// As the type of that name.
+    /// The buffer is not mapped, or not for the operation, or not that mode's to use: STATUS_ACCESS_VIOLATION.
     AccessViolation,
     /// One of its pages was a guard page, and is none any more: STATUS_GUARD_PAGE_VIOLATION.
     GuardPage,
@@ -62,12 +61,6 @@ impl LockError {
             Self::GuardPage => NtStatus::GUARD_PAGE_VIOLATION,
             Self::Exhausted => NtStatus::INSUFFICIENT_RESOURCES,
         }
-    }
-}
-
-impl From<AccessViolation> for LockError {
-    fn from(_: AccessViolation) -> Self {
-        Self::AccessViolation
     }
 }
 
@@ -141,10 +134,11 @@ where
     })
 }
 
-/// The same for a buffer of the kernel's that is not pageable, or known to be there.
+/// The same for a buffer of the kernel's that is not pageable, or known to be there. It waits for nothing: what room there is decides about
+/// paged pool.
 ///
 /// # Errors
-/// Nothing is held then. A user buffer is refused.
+/// Nothing is held then. A user buffer, and a page that is not there, are refused with [`LockError::AccessViolation`].
 ///
 /// # Bugchecks
 /// As [`probe_and_lock`].
@@ -153,7 +147,7 @@ pub fn probe_and_lock_nonpaged<L: Below<PfnLock>>(
     mdl: &mut Mdl,
     operation: Operation,
     at: &mut Irql<L>,
-) -> Result<(), AccessViolation> {
+) -> Result<(), LockError> {
     try_lock(mdl, operation, at)
 }
 
@@ -244,14 +238,20 @@ fn try_lock<L: Below<PfnLock>>(
     mdl: &mut Mdl,
     operation: Operation,
     at: &mut Irql<L>,
-) -> Result<(), AccessViolation> {
+) -> Result<(), LockError> {
     refuse_if_locked(mdl);
     let mut held = Held::default();
     let mut frames = physical::manager().frames().lock(at);
-    if held.under_the_lock(mdl, operation, &mut frames).is_err() {
+    let mut result = held.under_the_lock(mdl, operation, &mut frames).map_err(|_| LockError::AccessViolation);
+    // As in `bring_and_hold`.
+    if result.is_ok() && held.paged {
+        frames.fill_reserve();
+        result = if frames.is_reserve_full() { Ok(()) } else { Err(LockError::Exhausted) };
+    }
+    if result.is_err() {
         // Never the last reference: its owner's could not end under the lock.
         mdl.pages()[..held.pages].iter().for_each(|&number| let_go(number, &mut frames));
-        return Err(AccessViolation);
+        return result;
     }
     drop(frames);
     note(mdl, operation, held.device);
