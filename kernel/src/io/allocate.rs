@@ -69,7 +69,7 @@ pub unsafe fn free<L: Below<PoolAccess>>(irp: NonNull<KIrp>, at: &mut Irql<L>) {
     }
 }
 
-/// Gives an ended packet back, if it came from here.
+/// Gives an ended packet back, if that isn't its maker's to do.
 ///
 /// # Safety
 /// As [`free`], but for where it came from.
@@ -77,7 +77,7 @@ pub unsafe fn free<L: Below<PoolAccess>>(irp: NonNull<KIrp>, at: &mut Irql<L>) {
 pub(super) unsafe fn free_ended<L: Below<PoolAccess>>(irp: NonNull<KIrp>, at: &mut Irql<L>) {
     // SAFETY: the caller's.
     unsafe {
-        if (*irp.as_ptr()).allocation_flags != 0 {
+        if (*irp.as_ptr()).allocation_flags & allocation::KEPT == 0 {
             free(irp, at);
         }
     }

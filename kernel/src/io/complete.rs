@@ -127,11 +127,14 @@ unsafe fn end<L: MayDoIo>(irp: NonNull<KIrp>, increment: u8, at: &mut Irql<L>) -
             return if left == 1 { NonNull::new(master) } else { None };
         }
         let (event, iosb) = ((*it).user_event, (*it).user_iosb);
+        // Its maker, who waits only where it was told STATUS_PENDING, may take all of it away as soon as it is told; and needn't be told
+        // otherwise.
+        let is_told = (*it).flags & irp_flags::SYNCHRONOUS_API == 0 || (*it).pending_returned;
         if !iosb.is_null() {
             iosb.write((*it).io_status);
         }
         release(irp, at);
-        if !event.is_null() {
+        if is_told && !event.is_null() {
             (*event).set(increment, at);
         }
     }

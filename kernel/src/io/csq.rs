@@ -4,8 +4,8 @@
 //! IRQL:       up to DISPATCH.
 //! Locks:      the list's own, a raw one, as the routine is called without a token.
 //! Invariants: I1 what is in the list is marked pending, and this queue's: its `driver_context[3]` says so.
-//!             I2 the queue stays where it is while a packet is in it, as the packet leads to it: it is a static, or in a device's
-//!                extension, which stays while packets are under way. One that is dropped with packets in it is a bugcheck.
+//!             I2 a packet in the list leads to it, so the list has a place of its own in the pool: the queue may be moved, and one that is
+//!                forgotten leaves its list there. The list goes with the queue, when nobody has its lock; a packet in it then is a bugcheck.
 //! Not as NT:  IO_CSQ's routines of the driver come with foreign drivers; the queue is in order of arrival.
 //! Tests:      tests/models/tests/cancel.rs; selftest `io::*`.
 //! Sources:    WDK, "Cancel-Safe IRP Queues".
@@ -23,29 +23,43 @@ use super::layout::{CancelCode, CancelRoutine, IoStatus, KIrp};
 use super::objects::KDeviceObject;
 use super::{MayDoIo, complete_request};
 use crate::ke::bugcheck::StopCode;
+use crate::mm::pool::{Owned, Tag};
 use crate::rtl::{KListEntry, NtStatus};
+
+/// Of queues' lists.
+const TAG: Tag = Tag::new(b"IoCs");
 
 /// See the module.
 #[doc(alias = "IO_CSQ")]
-pub struct CancelSafeQueue {
+pub struct CancelSafeQueue(Owned<List>);
+
+/// Where the packets are (I2).
+struct List {
     lock: KSpinLock,
-    /// Under the lock; null links: nothing was ever in it.
+    /// Under the lock.
     head: UnsafeCell<KListEntry>,
 }
 
 // SAFETY: the list is accessed under the lock; packets in it are the queue's (I1).
-unsafe impl Sync for CancelSafeQueue {}
-// SAFETY: it is moved only while nothing is in it (I2).
-unsafe impl Send for CancelSafeQueue {}
+unsafe impl Sync for List {}
+// SAFETY: as above: links lead to where it is, and it is moved before there are any.
+unsafe impl Send for List {}
 
 /// As a cancel routine's address is stored.
 const ROUTINE: CancelRoutine = packet_is_cancelled;
 
 impl CancelSafeQueue {
     /// Without packets.
+    ///
+    /// # Errors
+    /// STATUS_INSUFFICIENT_RESOURCES.
     #[doc(alias = "IoCsqInitialize")]
-    pub const fn new() -> Self {
-        Self { lock: KSpinLock::new(), head: UnsafeCell::new(KListEntry::UNLINKED) }
+    pub fn new<L: MayDoIo>(at: &mut Irql<L>) -> Result<Self, NtStatus> {
+        let list = List { lock: KSpinLock::new(), head: UnsafeCell::new(KListEntry::UNLINKED) };
+        let list = Owned::try_new(TAG, list, at).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
+        // SAFETY: in its place, and nobody else's yet.
+        unsafe { KListEntry::initialize(list.head()) };
+        Ok(Self(list))
     }
 
     /// Keeps a packet, until somebody takes it or cancels it.
@@ -54,7 +68,7 @@ impl CancelSafeQueue {
         irp.pend(|packet| {
             // SAFETY: ours, marked pending, in no queue, without a routine; the routine ends in `cancelled` with it. The token is
             // borrowed until the level is restored.
-            let refused = unsafe { cancel::insert(self, packet, ROUTINE as *mut CancelCode, ()) };
+            let refused = unsafe { cancel::insert(&*self.0, packet, ROUTINE as *mut CancelCode, ()) };
             debug_assert!(refused.is_ok());
         })
     }
@@ -62,30 +76,29 @@ impl CancelSafeQueue {
     /// Takes the first one out that nobody cancels.
     #[doc(alias = "IoCsqRemoveNextIrp")]
     pub fn take<L: MayDoIo>(&self, _: &mut Irql<L>) -> Option<Pended> {
-        let packet = cancel::take_next(self, ())?;
+        let packet = cancel::take_next(&*self.0, ())?;
         // SAFETY: it is ours now, and was marked (I1).
         Some(unsafe { Pended::from_raw(packet) })
     }
+}
 
-    fn list(&self) -> NonNull<KListEntry> {
+impl List {
+    fn head(&self) -> NonNull<KListEntry> {
         // SAFETY: never null.
         unsafe { NonNull::new_unchecked(self.head.get()) }
     }
 }
 
-impl Default for CancelSafeQueue {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Drop for CancelSafeQueue {
+impl Drop for List {
     fn drop(&mut self) {
-        let head = self.head.get_mut();
-        let place = core::ptr::from_ref(head).cast_mut();
-        if !head.next.is_null() && head.next != place {
+        // Whoever took the last packet out may still be about to release the lock.
+        let held = Queue::acquire(self);
+        // SAFETY: the lock is held.
+        let first = unsafe { KListEntry::first(self.head()) };
+        Queue::release(self, held);
+        if let Some(links) = first {
             // As a packet that was dropped.
-            let packet = head.next.addr() - offset_of!(KIrp, list_entry);
+            let packet = links.addr().get() - offset_of!(KIrp, list_entry);
             super::bugcheck(StopCode::DriverVerifierIomanagerViolation, [0x1005, 0, packet as u64, 0]);
         }
     }
@@ -108,7 +121,7 @@ unsafe fn links_of(packet: NonNull<KIrp>) -> NonNull<KListEntry> {
 }
 
 // SAFETY: 1. `acquire` and `release` are a lock's. 2. the list is in order of arrival, and has what was inserted. 3. they are the packet's own.
-unsafe impl Queue for CancelSafeQueue {
+unsafe impl Queue for List {
     type Request = KIrp;
     type Routine = CancelCode;
     type Held = u8;
@@ -138,11 +151,8 @@ unsafe impl Queue for CancelSafeQueue {
     unsafe fn insert(&self, request: NonNull<KIrp>, (): ()) -> Result<(), u32> {
         // SAFETY: the lock is held; the packet is ours, and its links are nobody's.
         unsafe {
-            if self.list().as_ref().next.is_null() {
-                KListEntry::initialize(self.list());
-            }
             (*request.as_ptr()).driver_context[3] = core::ptr::from_ref(self).cast_mut().cast();
-            KListEntry::insert_before(self.list(), links_of(request));
+            KListEntry::insert_before(self.head(), links_of(request));
         }
         Ok(())
     }
@@ -157,9 +167,9 @@ unsafe impl Queue for CancelSafeQueue {
         unsafe {
             let from = match after {
                 Some(packet) => links_of(packet),
-                None => self.list(),
+                None => self.head(),
             };
-            KListEntry::after(self.list(), from).map(|links| packet_of(links))
+            KListEntry::after(self.head(), from).map(|links| packet_of(links))
         }
     }
 
@@ -178,7 +188,7 @@ unsafe extern "win64" fn packet_is_cancelled(_: *mut KDeviceObject, irp: *mut KI
     // it is out, and, as its lock is released before the packet is completed, after that (I2).
     unsafe {
         super::cancel::release_lock((*irp).cancel_irql);
-        let queue = &*(*irp).driver_context[3].cast::<CancelSafeQueue>();
+        let queue = &*(*irp).driver_context[3].cast::<List>();
         cancel::cancelled(queue, NonNull::new_unchecked(irp));
     }
 }

@@ -9,15 +9,15 @@
 //! Invariants: I1 an `Irp` is a packet at a location of its driver's, whose routine runs (packet.rs, I2); a `Pended` the same, marked
 //!                pending. There is one of either for a packet, and it is not copied.
 //!             I2 the parameters of a location are those that its maker's buffers were made for: safe code does not change them.
-//! Tests:      selftest `io::*`; crash `irp_dropped`.
+//! Tests:      selftest `io::*`; crash `irp_dropped`; tests/refuse/cases/irp_*, pended_*.
 
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering::Relaxed;
 
 use sync::irql::Irql;
 
-use super::device::Lower;
 use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite};
 use super::{MayDoIo, call, complete, packet};
 use crate::ke::bugcheck::StopCode;
@@ -117,6 +117,11 @@ impl<'c> Irp<'c> {
 
     questions!();
 
+    /// The packet, for raw routines; it stays this one's.
+    pub fn packet(&self) -> NonNull<KIrp> {
+        self.packet
+    }
+
     /// Ends it with a status and a number, mostly of bytes.
     #[doc(alias = "IoCompleteRequest")]
     #[inline(always)]
@@ -125,15 +130,23 @@ impl<'c> Irp<'c> {
         Handled { status, call: PhantomData }
     }
 
-    /// Sends it on to the device below, as if this driver weren't there.
+    /// Sends it on to the device that its own was attached to, as if this driver weren't there; there is none: STATUS_INVALID_DEVICE_REQUEST.
     #[doc(alias = "IoSkipCurrentIrpStackLocation")]
     #[inline(always)]
-    pub fn forward<L: MayDoIo>(self, lower: &Lower, _: &mut Irql<L>) -> Handled<'c> {
+    pub fn forward<L: MayDoIo>(self, at: &mut Irql<L>) -> Handled<'c> {
+        // SAFETY: ours (I1); a location's device is there (device.rs, I4).
+        let below = unsafe {
+            let device = (*packet::current(self.packet).as_ptr()).device_object;
+            (*device).io_extension().attached_to.load(Relaxed)
+        };
+        let Some(below) = NonNull::new(below) else {
+            return self.complete(NtStatus::INVALID_DEVICE_REQUEST, 0, at);
+        };
         let this = ManuallyDrop::new(self);
-        // SAFETY: ours (I1), and no more. The device below stays: who sent the packet here keeps the device that has `lower`.
+        // SAFETY: ours (I1), and no more. The device below stays as long as this one (device.rs, I3), which stays for the packet (I4).
         let status = unsafe {
             packet::skip_current(this.packet);
-            call::call_driver(lower.device().as_ptr(), this.packet)
+            call::call_driver(below, this.packet)
         };
         Handled { status, call: PhantomData }
     }

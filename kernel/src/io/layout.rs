@@ -141,6 +141,8 @@ sync::nt_layout! {
 
 /// Values of `flags` of a packet, NT's.
 pub mod irp_flags {
+    /// Whoever sent it waits, and needs to be told only if it was told to wait: STATUS_PENDING.
+    pub const SYNCHRONOUS_API: u32 = 0x04;
     /// One of several that a master packet was split into.
     pub const ASSOCIATED_IRP: u32 = 0x08;
     /// `associated` is a system buffer.
@@ -157,6 +159,8 @@ pub mod allocation {
     pub const FROM_LISTS: u8 = 0x01;
     /// From the pool.
     pub const FROM_POOL: u8 = 0x02;
+    /// It is its maker's again when it has ended; not its maker's memory: at its end it is given back.
+    pub const KEPT: u8 = 0x04;
 }
 
 /// A driver's part of a packet: NT's IO_STACK_LOCATION.
@@ -258,6 +262,53 @@ pub mod major {
     pub const MAXIMUM: u8 = 0x1B;
     /// How many there are.
     pub const COUNT: usize = MAXIMUM as usize + 1;
+}
+
+/// What a create is told of who opens: NT's IO_SECURITY_CONTEXT. There as long as the create.
+#[repr(C)]
+#[doc(alias = "IO_SECURITY_CONTEXT")]
+pub struct SecurityContext {
+    security_qos: *mut c_void,
+    access_state: *mut c_void,
+    /// The rights that are wanted.
+    pub desired_access: u32,
+    /// As `options` of [`Create`].
+    pub full_create_options: u32,
+}
+
+impl SecurityContext {
+    /// Of who wants those rights.
+    pub const fn new(desired_access: u32, full_create_options: u32) -> Self {
+        Self {
+            security_qos: ptr::null_mut(),
+            access_state: ptr::null_mut(),
+            desired_access,
+            full_create_options,
+        }
+    }
+}
+
+/// The parameters of a create.
+#[derive(Clone, Copy, Debug)]
+pub struct Create {
+    /// Whose it is.
+    pub security: *mut SecurityContext,
+    /// The disposition in bits 24–31, FILE_ options below.
+    pub options: u32,
+    /// FILE_ATTRIBUTE_ of a new file.
+    pub attributes: u16,
+    /// FILE_SHARE_.
+    pub share: u16,
+    /// Of extended attributes, which there are none of.
+    pub ea_length: u32,
+}
+
+impl Create {
+    /// As a location's parameters.
+    pub fn words(self) -> [u64; 4] {
+        let second = u64::from(self.attributes) | u64::from(self.share) << 16;
+        [self.security.expose_provenance() as u64, self.options.into(), second, self.ea_length.into()]
+    }
 }
 
 /// The parameters of a read or a write.

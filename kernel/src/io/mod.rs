@@ -1,7 +1,8 @@
 //! I/O: packets, and the drivers that they travel through.
 //!
 //! Reading order: `layout` and `objects` (NT's bytes), `packet` (locations), `call` and `complete` (down and back up), `cancel` and `csq`
-//! (ending early), `device_queue` (waiting for a device); `allocate`; `irp`, `device`, `request`, `file` and `null` (the same in safe Rust). What the checked build watches: `verify`.
+//! (ending early), `device_queue` (waiting for a device); `allocate`; then the same in safe Rust: `irp`, `driver`, `device`, `stack`, `request`,
+//! `file` and `null`. What the checked build watches: `verify`.
 
 #[cfg(target_os = "none")]
 pub mod allocate;
@@ -14,6 +15,8 @@ pub mod csq;
 pub mod device;
 pub mod device_queue;
 #[cfg(target_os = "none")]
+pub mod driver;
+#[cfg(target_os = "none")]
 pub mod file;
 #[cfg(target_os = "none")]
 pub mod irp;
@@ -24,6 +27,8 @@ pub mod objects;
 pub mod packet;
 #[cfg(target_os = "none")]
 pub mod request;
+#[cfg(target_os = "none")]
+pub mod stack;
 #[cfg(feature = "verifier")]
 pub mod verify;
 

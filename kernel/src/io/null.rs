@@ -5,7 +5,7 @@
 use sync::irql::Irql;
 
 use super::MayDoIo;
-use super::device::{Driver, Lower};
+use super::driver::Driver;
 use super::irp::{Handled, Irp};
 use super::layout::major;
 use crate::rtl::NtStatus;
@@ -31,11 +31,11 @@ impl Driver for Null {
 }
 
 /// A filter that changes nothing.
-pub struct Filter(pub Lower);
+pub struct Filter;
 
 impl Driver for Filter {
     #[inline]
     fn dispatch<'c, L: MayDoIo>(&self, irp: Irp<'c>, at: &mut Irql<L>) -> Handled<'c> {
-        irp.forward(&self.0, at)
+        irp.forward(at)
     }
 }

@@ -1,18 +1,25 @@
 //! The objects of I/O, byte for byte as NT has them: drivers, devices, files; and device queues.
 //!
 //! Owns:       the layouts. Not: how devices are made, stacked and ended (device.rs).
+//! Why so:     the fields of a driver, a device and a file are the I/O manager's, since whoever has a reference has a `&` to all of them, and
+//!             most of what they lead to has to be there: safe code gets it by functions. What changes while others look is atomic or
+//!             reached by pointers alone.
 //! Sources:    WDK `wdm.h`, DRIVER_OBJECT, DEVICE_OBJECT, FILE_OBJECT, KDEVICE_QUEUE.
 
+use core::any::TypeId;
+use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::mem::offset_of;
-use core::sync::atomic::AtomicPtr;
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32};
 
 use sync::deferred::Entry as KDpc;
 use sync::raw::KSpinLock;
 
 use super::layout::{Dispatch, KIrp, major};
 use crate::ke::event::Event;
-use crate::rtl::{KListEntry, NtStatus, UnicodeString};
+use crate::rtl::{KListEntry, NtStatus, UnicodeString, WideStr};
 
 /// Of [`KIrp::kind`].
 pub const IO_TYPE_IRP: i16 = 6;
@@ -72,55 +79,55 @@ sync::nt_layout! {
 #[doc(alias = "DEVICE_OBJECT")]
 pub struct KDeviceObject {
     /// [`IO_TYPE_DEVICE`].
-    pub kind: i16,
+    pub(super) kind: i16,
     /// Bytes, the extension included.
-    pub size: u16,
+    pub(super) size: u16,
     /// Files and devices above that use it.
-    pub reference_count: i32,
+    pub(super) reference_count: AtomicI32,
     /// Whose it is.
-    pub driver_object: *mut KDriverObject,
+    pub(super) driver_object: *mut KDriverObject,
     /// The driver's next one.
-    pub next_device: AtomicPtr<KDeviceObject>,
+    pub(super) next_device: AtomicPtr<KDeviceObject>,
     /// The device that is attached to it, above.
-    pub attached_device: AtomicPtr<KDeviceObject>,
+    pub(super) attached_device: AtomicPtr<KDeviceObject>,
     /// What StartIo works on.
-    pub current_irp: *mut KIrp,
+    pub(super) current_irp: AtomicPtr<KIrp>,
     /// Its timer.
-    pub timer: *mut c_void,
+    pub(super) timer: *mut c_void,
     /// Of [`device_flags`].
-    pub flags: u32,
+    pub(super) flags: AtomicU32,
     /// FILE_ characteristics.
-    pub characteristics: u32,
+    pub(super) characteristics: u32,
     /// The volume mounted on it.
-    pub vpb: *mut c_void,
+    pub(super) vpb: *mut c_void,
     /// The driver's own.
-    pub device_extension: *mut c_void,
+    pub(super) device_extension: *mut c_void,
     /// FILE_DEVICE_ number.
-    pub device_type: u32,
+    pub(super) device_type: u32,
     /// Locations that a packet for it needs.
-    pub stack_size: i8,
+    pub(super) stack_size: i8,
     /// NT's WAIT_CONTEXT_BLOCK, or a list entry.
-    pub queue: [u64; 9],
+    pub(super) queue: [u64; 9],
     /// Of buffers: a mask.
-    pub alignment_requirement: u32,
-    /// Of packets, for StartIo.
-    pub device_queue: KDeviceQueue,
+    pub(super) alignment_requirement: u32,
+    /// Of packets, for StartIo. Reached by pointers alone, under its own lock.
+    pub(super) device_queue: UnsafeCell<KDeviceQueue>,
     /// The driver's, for its ISR.
-    pub dpc: KDpc,
+    pub(super) dpc: KDpc,
     /// Of a file system.
-    pub active_thread_count: u32,
+    pub(super) active_thread_count: u32,
     /// Who may open it.
-    pub security_descriptor: *mut c_void,
+    pub(super) security_descriptor: *mut c_void,
     /// Of a file system's mount.
-    pub device_lock: Event,
+    pub(super) device_lock: Event,
     /// Bytes.
-    pub sector_size: u16,
+    pub(super) sector_size: u16,
     /// Nobody's.
-    pub spare: u16,
+    pub(super) spare: u16,
     /// The I/O manager's.
-    pub device_object_extension: *mut c_void,
+    pub(super) device_object_extension: *mut c_void,
     /// Nobody's.
-    pub reserved: *mut c_void,
+    pub(super) reserved: *mut c_void,
 }
 
 const _: () = {
@@ -161,40 +168,67 @@ pub type DriverStartIo = unsafe extern "win64" fn(*mut KDeviceObject, *mut KIrp)
 /// Ends a driver. At PASSIVE.
 pub type DriverUnload = unsafe extern "win64" fn(*mut KDriverObject);
 
+/// Meets a device that the driver may serve. At PASSIVE.
+pub type DriverAddDevice = unsafe extern "win64" fn(*mut KDriverObject, *mut KDeviceObject) -> NtStatus;
+
+/// Values of `flags` of a driver, NT's.
+pub mod driver_flags {
+    /// Its unload routine was called, or is about to be.
+    pub const UNLOAD_INVOKED: u32 = 0x01;
+}
+
+/// Behind a driver's object: NT's DRIVER_EXTENSION, of which the first four are public.
+#[repr(C)]
+#[doc(alias = "DRIVER_EXTENSION")]
+pub struct KDriverExtension {
+    /// Whose it is.
+    pub(super) driver_object: *mut KDriverObject,
+    /// For plug and play.
+    pub(super) add_device: Option<DriverAddDevice>,
+    /// How often it was asked to start again.
+    pub(super) count: u32,
+    /// Its key in the registry.
+    pub(super) service_key_name: UnicodeString,
+    /// What a driver in Rust keeps of each device; none: it isn't one.
+    pub(super) state: Option<TypeId>,
+    /// It is to be unloaded as soon as nobody uses its devices. Under the lock of stacks.
+    pub(super) unload_pending: AtomicU32,
+}
+
 /// A driver: NT's DRIVER_OBJECT.
 #[repr(C)]
 #[doc(alias = "DRIVER_OBJECT")]
 pub struct KDriverObject {
     /// [`IO_TYPE_DRIVER`].
-    pub kind: i16,
+    pub(super) kind: i16,
     /// Bytes.
-    pub size: i16,
+    pub(super) size: i16,
     /// Its devices, the last made first.
-    pub device_object: AtomicPtr<KDeviceObject>,
-    /// Of the I/O manager.
-    pub flags: u32,
+    pub(super) device_object: AtomicPtr<KDeviceObject>,
+    /// Of [`driver_flags`].
+    pub(super) flags: AtomicU32,
     /// Its image.
-    pub driver_start: *mut c_void,
+    pub(super) driver_start: *mut c_void,
     /// Bytes of it.
-    pub driver_size: u32,
+    pub(super) driver_size: u32,
     /// The loader's.
-    pub driver_section: *mut c_void,
-    /// The I/O manager's.
-    pub driver_extension: *mut c_void,
+    pub(super) driver_section: *mut c_void,
+    /// Behind it.
+    pub(super) driver_extension: *mut KDriverExtension,
     /// In `\Driver`.
-    pub driver_name: UnicodeString,
+    pub(super) driver_name: UnicodeString,
     /// The key of the hardware.
-    pub hardware_database: *mut UnicodeString,
+    pub(super) hardware_database: *mut UnicodeString,
     /// Without packets; null.
-    pub fast_io_dispatch: *mut c_void,
+    pub(super) fast_io_dispatch: *mut c_void,
     /// Its entry.
-    pub driver_init: Option<DriverInitialize>,
+    pub(super) driver_init: Option<DriverInitialize>,
     /// For packets of a device queue.
-    pub driver_start_io: Option<DriverStartIo>,
+    pub(super) driver_start_io: Option<DriverStartIo>,
     /// Without it, it stays.
-    pub driver_unload: Option<DriverUnload>,
+    pub(super) driver_unload: Option<DriverUnload>,
     /// By major function.
-    pub major_function: [Option<Dispatch>; major::COUNT],
+    pub(super) major_function: [Option<Dispatch>; major::COUNT],
 }
 
 const _: () = {
@@ -212,60 +246,74 @@ sync::nt_layout! {
     }
 }
 
+/// Values of `flags` of a file, NT's FO_.
+pub mod file_flags {
+    /// Its requests are done one after the other, and each waits for its end.
+    pub const SYNCHRONOUS_IO: u32 = 0x02;
+    /// An alert ends such a wait.
+    pub const ALERTABLE_IO: u32 = 0x04;
+    /// Its last handle is gone, and the driver was told.
+    pub const CLEANUP_COMPLETE: u32 = 0x4000;
+    /// It has, or had, a handle.
+    pub const HANDLE_CREATED: u32 = 0x4_0000;
+    /// The driver said no, and knows nothing of the file.
+    pub const OPEN_CANCELLED: u32 = 0x20_0000;
+}
+
 /// An open file: NT's FILE_OBJECT.
 #[repr(C)]
 #[doc(alias = "FILE_OBJECT")]
 pub struct KFileObject {
     /// [`IO_TYPE_FILE`].
-    pub kind: i16,
+    pub(super) kind: i16,
     /// Bytes.
-    pub size: i16,
+    pub(super) size: i16,
     /// What was opened.
-    pub device_object: *mut KDeviceObject,
+    pub(super) device_object: *mut KDeviceObject,
     /// The volume.
-    pub vpb: *mut c_void,
+    pub(super) vpb: *mut c_void,
     /// The file system's.
-    pub fs_context: *mut c_void,
+    pub(super) fs_context: AtomicPtr<c_void>,
     /// The file system's, of this opening.
-    pub fs_context_2: *mut c_void,
+    pub(super) fs_context_2: AtomicPtr<c_void>,
     /// Its sections.
-    pub section_object_pointer: *mut c_void,
+    pub(super) section_object_pointer: *mut c_void,
     /// The cache's.
-    pub private_cache_map: *mut c_void,
-    /// How the last request ended.
-    pub final_status: NtStatus,
+    pub(super) private_cache_map: *mut c_void,
+    /// How the last request ended: an NTSTATUS.
+    pub(super) final_status: AtomicU32,
     /// That its name is relative to.
-    pub related_file_object: *mut KFileObject,
+    pub(super) related_file_object: *mut KFileObject,
     /// Was a range ever locked?
-    pub lock_operation: bool,
+    pub(super) lock_operation: bool,
     /// Is it deleted with its last handle?
-    pub delete_pending: bool,
+    pub(super) delete_pending: bool,
     /// What it was opened for, and what others may.
-    pub access: [bool; 6],
-    /// FO_ flags.
-    pub flags: u32,
+    pub(super) access: [bool; 6],
+    /// Of [`file_flags`].
+    pub(super) flags: AtomicU32,
     /// Behind the device's.
-    pub file_name: UnicodeString,
+    pub(super) file_name: UnicodeString,
     /// Where the next request goes.
-    pub current_byte_offset: i64,
+    pub(super) current_byte_offset: AtomicI64,
     /// Who waits for the lock.
-    pub waiters: u32,
+    pub(super) waiters: u32,
     /// Is the lock taken?
-    pub busy: u32,
+    pub(super) busy: u32,
     /// The last range lock.
-    pub last_lock: *mut c_void,
+    pub(super) last_lock: *mut c_void,
     /// Of synchronous requests.
-    pub lock: Event,
+    pub(super) lock: Event,
     /// Signalled when a request ends.
-    pub event: Event,
+    pub(super) event: Event,
     /// A completion port, and a key.
-    pub completion_context: *mut c_void,
+    pub(super) completion_context: *mut c_void,
     /// Of the list.
-    pub irp_list_lock: KSpinLock,
+    pub(super) irp_list_lock: KSpinLock,
     /// Its packets.
-    pub irp_list: KListEntry,
+    pub(super) irp_list: KListEntry,
     /// The I/O manager's.
-    pub file_object_extension: *mut c_void,
+    pub(super) file_object_extension: *mut c_void,
 }
 
 const _: () = {
@@ -283,5 +331,81 @@ sync::nt_layout! {
         file_name => "FileName", current_byte_offset => "CurrentByteOffset", waiters => "Waiters", busy => "Busy",
         last_lock => "LastLock", lock => "Lock", event => "Event", completion_context => "CompletionContext",
         irp_list_lock => "IrpListLock", irp_list => "IrpList", file_object_extension => "FileObjectExtension",
+    }
+}
+
+impl KDeviceObject {
+    /// Locations that a packet for it needs.
+    #[inline(always)]
+    pub fn stack_size(&self) -> i8 {
+        self.stack_size
+    }
+
+    /// Of [`device_flags`].
+    #[inline(always)]
+    pub fn flags(&self) -> u32 {
+        self.flags.load(Relaxed)
+    }
+
+    /// NT's FILE_DEVICE_ number.
+    pub fn device_type(&self) -> u32 {
+        self.device_type
+    }
+
+    /// The driver's own, behind the device; of a driver in Rust its state.
+    pub fn extension(&self) -> *mut c_void {
+        self.device_extension
+    }
+
+    /// Open files of it; stale at once.
+    pub fn files(&self) -> i32 {
+        self.reference_count.load(Relaxed)
+    }
+
+    /// Its queue of packets, as drivers reach it.
+    pub fn queue(&self) -> NonNull<KDeviceQueue> {
+        // SAFETY: never null.
+        unsafe { NonNull::new_unchecked(self.device_queue.get()) }
+    }
+
+    /// As a driver without the I/O manager sets up what it is to be called with: a test's.
+    ///
+    /// # Safety
+    /// The memory is a device's, and nobody else's yet; both stay as long as the device is used.
+    pub unsafe fn set_up(this: *mut Self, driver: *mut KDriverObject, extension: *mut c_void) {
+        // SAFETY: the caller's.
+        unsafe {
+            (*this).driver_object = driver;
+            (*this).device_extension = extension;
+        }
+    }
+}
+
+impl KDriverObject {
+    /// Has packets of a major function go to `routine`, as a driver's entry does.
+    ///
+    /// # Safety
+    /// The driver is valid, and nobody sends to its devices yet; the routine may be called with them.
+    pub unsafe fn set_function(this: *mut Self, major: u8, routine: Dispatch) {
+        // SAFETY: the caller's.
+        unsafe { (*this).major_function[usize::from(major)] = Some(routine) };
+    }
+}
+
+impl KFileObject {
+    /// What follows the device's name of the path that it was opened by.
+    pub fn name(&self) -> &WideStr {
+        // SAFETY: made with the file, which it stays with, and never changed.
+        unsafe { self.file_name.view() }.unwrap_or(crate::wide!(""))
+    }
+
+    /// Of [`file_flags`].
+    pub fn flags(&self) -> u32 {
+        self.flags.load(Relaxed)
+    }
+
+    /// Where the next request without a place of its own goes; stale at once.
+    pub fn current_byte_offset(&self) -> i64 {
+        self.current_byte_offset.load(Relaxed)
     }
 }

@@ -39,7 +39,7 @@ pub const fn size_for(locations: i8) -> u16 {
 /// Makes memory a packet, which is its maker's.
 ///
 /// # Safety
-/// [`size_for`] bytes at `irp`, aligned to 8, are nobody else's; `locations` is one of its arguments.
+/// [`size_for`] bytes at `irp`, aligned to 8, are nobody else's; `locations` is one of its arguments. `allocation` says what they are.
 #[doc(alias = "IoInitializeIrp")]
 #[inline]
 pub unsafe fn initialize(irp: NonNull<KIrp>, locations: i8, allocation: u8) {
@@ -63,7 +63,7 @@ pub unsafe fn initialize(irp: NonNull<KIrp>, locations: i8, allocation: u8) {
 pub unsafe fn reuse(irp: NonNull<KIrp>, status: NtStatus) {
     // SAFETY: the caller's.
     unsafe {
-        let (locations, allocation) = (irp.as_ref().stack_count, irp.as_ref().allocation_flags);
+        let (locations, allocation) = ((*irp.as_ptr()).stack_count, (*irp.as_ptr()).allocation_flags);
         initialize(irp, locations, allocation);
         (*irp.as_ptr()).io_status.status = status;
     }

@@ -2,28 +2,26 @@
 //!
 //! IRQL:       sent up to DISPATCH, waited for at PASSIVE or APC.
 //! Invariants: I1 a request has its packet from its making until it is sent, and again from its end.
-//!             I2 the event of who waits is on its stack, until the packet's end has signalled it, which it does where the packet was
-//!                marked pending; the packet is not touched between its sending and its end.
-//!             I3 the packet's end keeps it: the routine at its top says that more processing is required, so its memory is the
-//!                request's.
+//!             I2 the packet's end signals an event that nobody else knows: of who waits at once it is on its stack, and is signalled where
+//!                the packet was marked pending; a [`Request`] has its own in the pool. After that the end touches neither.
+//!             I3 the packet is not given back at its end (`KEPT`), so its memory is the request's.
 //! Tests:      selftest `io::*`.
 //! Sources:    WDK, `IoBuildSynchronousFsdRequest`, "Handling IRPs: What You Need to Know", scenario 5 and 6.
 
-use core::ffi::c_void;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use sync::event::MayWait;
 use sync::irql::{Apc, Dispatch, Fixed, Irql, Passive};
 
-use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, control, major};
+use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, allocation, irp_flags, major};
 use super::objects::{KDeviceObject, KFileObject};
-use super::{MayDoIo, allocate, call, cancel, packet};
+use super::{MayDoIo, allocate, call, cancel, packet, stack};
 use crate::ke::event::{Event, EventKind};
+use crate::ke::timer::Due;
 use crate::ke::wait;
+use crate::mm::pool::Owned;
 use crate::ob::ObRef;
 use crate::rtl::NtStatus;
-
-const ALL: u8 = control::INVOKE_ON_SUCCESS | control::INVOKE_ON_ERROR | control::INVOKE_ON_CANCEL;
 
 /// What is wanted of a device, without a buffer.
 #[derive(Clone, Copy, Debug)]
@@ -36,25 +34,32 @@ pub enum Function {
     Control(DeviceControl),
     /// What was written is to be lasting.
     Flush,
-    /// Of a file: it is opened.
-    Create,
-    /// Of a file: its last handle is gone.
-    Cleanup,
-    /// Of a file: its last reference is gone.
-    Close,
+}
+
+/// The same, as a location has it.
+#[derive(Clone, Copy)]
+pub(super) struct Parts {
+    pub(super) major: u8,
+    pub(super) parameters: [u64; 4],
+}
+
+impl Parts {
+    /// A function without parameters.
+    pub(super) const fn plain(major: u8) -> Self {
+        Self { major, parameters: [0; 4] }
+    }
 }
 
 impl Function {
     #[inline(always)]
-    fn parts(self) -> (u8, [u64; 4]) {
+    fn parts(self) -> Parts {
         match self {
-            Self::Read(parameters) => (major::READ, parameters.words()),
-            Self::Write(parameters) => (major::WRITE, parameters.words()),
-            Self::Control(parameters) => (major::DEVICE_CONTROL, parameters.words()),
-            Self::Flush => (major::FLUSH_BUFFERS, [0; 4]),
-            Self::Create => (major::CREATE, [0; 4]),
-            Self::Cleanup => (major::CLEANUP, [0; 4]),
-            Self::Close => (major::CLOSE, [0; 4]),
+            Self::Read(parameters) => Parts { major: major::READ, parameters: parameters.words() },
+            Self::Write(parameters) => Parts { major: major::WRITE, parameters: parameters.words() },
+            Self::Control(parameters) => {
+                Parts { major: major::DEVICE_CONTROL, parameters: parameters.words() }
+            }
+            Self::Flush => Parts::plain(major::FLUSH_BUFFERS),
         }
     }
 }
@@ -69,78 +74,72 @@ pub fn send_and_wait<L: MayWait + MayDoIo + wait::CanWait>(
     function: Function,
     at: &mut Irql<L>,
 ) -> Result<IoStatus, NtStatus> {
-    // SAFETY: no file.
-    unsafe { send_for_file(device, function, core::ptr::null_mut(), at) }
+    // SAFETY: no file, no buffer.
+    unsafe { send_for_file(device, function.parts(), ptr::null_mut(), |_| {}, at) }
 }
 
-/// The same for a file, or null.
+/// The same for a file, or null; `with` gives the packet what else it needs.
 ///
 /// # Errors
 /// As [`send_and_wait`].
 ///
 /// # Safety
-/// The file stays until this returns.
+/// The file, and what the parameters and `with` lead the packet to, stay until this returns.
 #[inline]
 pub(super) unsafe fn send_for_file<L: MayWait + MayDoIo + wait::CanWait>(
     device: &ObRef<KDeviceObject>,
-    function: Function,
+    parts: Parts,
     file: *mut KFileObject,
+    with: impl FnOnce(NonNull<KIrp>),
     at: &mut Irql<L>,
 ) -> Result<IoStatus, NtStatus> {
-    let irp = allocate::allocate(device.stack_size, at)?;
+    let irp = allocate::allocate(device.stack_size(), at)?;
     let event = Event::new(EventKind::Notification, false);
     // SAFETY: the packet is ours until it is sent, and from its end on (I3), which is before the return where that isn't STATUS_PENDING,
     // else before the event. The event stays until the wait is over, which is behind its last use (I2); the device stays, as it is borrowed.
     unsafe {
-        prepare(irp, function);
-        (*packet::next(irp).as_ptr()).file_object = file;
-        (*irp.as_ptr()).original_file_object = file;
-        packet::set_completion(irp, ended_late, (&raw const event).cast_mut().cast(), ALL);
+        let it = irp.as_ptr();
+        prepare(irp, parts, file);
+        (*it).allocation_flags |= allocation::KEPT;
+        (*it).flags = irp_flags::SYNCHRONOUS_API;
+        (*it).user_event = (&raw const event).cast_mut();
+        with(irp);
         let status = call::call_driver(device.as_ptr(), irp);
         if status == NtStatus::PENDING {
             let _ = wait::for_single(&event, None, at);
         }
-        let end = (*irp.as_ptr()).io_status;
+        let end = (*it).io_status;
         allocate::free(irp, at);
         Ok(end)
-    }
-}
-
-/// At the top of a packet that is waited for, if at all: who marked it has returned STATUS_PENDING, or will.
-unsafe extern "win64" fn ended_late(
-    device: *mut KDeviceObject,
-    irp: *mut KIrp,
-    event: *mut c_void,
-) -> NtStatus {
-    // SAFETY: the packet is still its completer's. Where it is marked its maker waits for the event (I2).
-    unsafe {
-        if (*irp).pending_returned { ended(device, irp, event) } else { NtStatus::MORE_PROCESSING_REQUIRED }
     }
 }
 
 /// # Safety
 /// The packet is the caller's.
 #[inline(always)]
-unsafe fn prepare(irp: NonNull<KIrp>, function: Function) {
-    let (major, parameters) = function.parts();
+unsafe fn prepare(irp: NonNull<KIrp>, parts: Parts, file: *mut KFileObject) {
     // SAFETY: the caller's.
     unsafe {
         let next = packet::next(irp).as_ptr();
-        (*next).major_function = major;
-        (*next).parameters = parameters;
+        (*next).major_function = parts.major;
+        (*next).parameters = parts.parameters;
+        (*next).file_object = file;
+        (*irp.as_ptr()).original_file_object = file;
     }
 }
 
-/// A request that goes on while its maker does something else; pinned by being a static, or by who answers for it.
+/// A request that goes on while its maker does something else.
 ///
 /// | state | packet is |
 /// |---|---|
 /// | not sent | the request's |
-/// | sent | its drivers', until `done` is set |
+/// | sent | its drivers', until its event is signalled |
 pub struct Request {
     device: ObRef<KDeviceObject>,
+    file: Option<ObRef<KFileObject>>,
     irp: NonNull<KIrp>,
-    done: &'static Event,
+    /// I2.
+    ended: Owned<Event>,
     sent: bool,
 }
 
@@ -150,17 +149,32 @@ unsafe impl Send for Request {}
 unsafe impl Sync for Request {}
 
 impl Request {
-    /// One for `device`; `done` is set at its end.
+    /// One for `device`.
     ///
     /// # Errors
     /// STATUS_INSUFFICIENT_RESOURCES.
-    pub fn new<L: MayDoIo>(
+    pub fn new<L: MayDoIo>(device: ObRef<KDeviceObject>, at: &mut Irql<L>) -> Result<Self, NtStatus> {
+        Self::of(device, None, at)
+    }
+
+    /// One for a file: it goes to the top of its device's stack, as that is now.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn for_file<L: MayDoIo>(file: ObRef<KFileObject>, at: &mut Irql<L>) -> Result<Self, NtStatus> {
+        let device = stack::top_of(&file.device(), at);
+        Self::of(device, Some(file), at)
+    }
+
+    fn of<L: MayDoIo>(
         device: ObRef<KDeviceObject>,
-        done: &'static Event,
+        file: Option<ObRef<KFileObject>>,
         at: &mut Irql<L>,
     ) -> Result<Self, NtStatus> {
-        let irp = allocate::allocate(device.stack_size, at)?;
-        Ok(Self { device, irp, done, sent: false })
+        let event = Event::new(EventKind::Notification, false);
+        let ended = Owned::try_new(allocate::TAG, event, at).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
+        let irp = allocate::allocate(device.stack_size(), at)?;
+        Ok(Self { device, file, irp, ended, sent: false })
     }
 
     /// Sends it; false: it is sent already, and not waited for. Its end may be before this returns.
@@ -170,12 +184,15 @@ impl Request {
             return false;
         }
         self.sent = true;
-        self.done.reset(at);
-        // SAFETY: the packet is ours; `done` is there for good, the device as long as the request. Its end keeps the packet (I3).
+        self.ended.reset(at);
+        let file = self.file.as_ref().map_or(ptr::null_mut(), |file| file.as_ptr().as_ptr());
+        // SAFETY: the packet is ours. Event, device and file are there as long as the request, which isn't dropped before its end; the end
+        // keeps the packet (I3).
         unsafe {
             packet::reuse(self.irp, NtStatus::PENDING);
-            prepare(self.irp, function);
-            packet::set_completion(self.irp, ended, core::ptr::from_ref(self.done).cast_mut().cast(), ALL);
+            prepare(self.irp, function.parts(), file);
+            (*self.irp.as_ptr()).allocation_flags |= allocation::KEPT;
+            (*self.irp.as_ptr()).user_event = (&raw const *self.ended).cast_mut();
             // How it ended, the packet tells when the event is set.
             let _ = call::call_driver(self.device.as_ptr(), self.irp);
         }
@@ -188,12 +205,29 @@ impl Request {
         unsafe { cancel::cancel(self.irp, at) }
     }
 
+    /// Has it ended, or was it never sent? Stale at once, unless true.
+    pub fn is_ended(&self) -> bool {
+        !self.sent || self.ended.is_signalled()
+    }
+
     /// Waits for its end; how it ended. Not sent: STATUS_INVALID_PARAMETER.
     pub fn wait<L: MayWait + MayDoIo + wait::CanWait>(&mut self, at: &mut Irql<L>) -> IoStatus {
+        self.wait_until(None, at)
+    }
+
+    /// [`wait`](Self::wait), no longer than until `due`: STATUS_TIMEOUT, and it is under way still.
+    pub fn wait_until<L: MayWait + MayDoIo + wait::CanWait>(
+        &mut self,
+        due: Option<Due>,
+        at: &mut Irql<L>,
+    ) -> IoStatus {
         if !self.sent {
             return IoStatus::new(NtStatus::INVALID_PARAMETER, 0);
         }
-        let _ = wait::for_single(self.done, None, at);
+        let status = wait::for_single(&*self.ended, due, at);
+        if status != NtStatus::SUCCESS {
+            return IoStatus::new(status, 0);
+        }
         self.sent = false;
         // SAFETY: ended, so ours (I1).
         unsafe { (*self.irp.as_ptr()).io_status }
@@ -219,18 +253,4 @@ impl Drop for Request {
             }
         }
     }
-}
-
-/// At the top of a request's packet.
-unsafe extern "win64" fn ended(_: *mut KDeviceObject, _: *mut KIrp, context: *mut c_void) -> NtStatus {
-    // SAFETY: set with an event that is there for good, or until it is signalled; whoever completes has its token borrowed, and holds no lock.
-    unsafe {
-        let done = &*context.cast::<Event>();
-        match arch::irql::current() {
-            Passive::CR8 => Irql::<Passive>::lend(|at| done.set(1, at)),
-            Apc::CR8 => Irql::<Apc>::lend(|at| done.set(1, at)),
-            _ => Irql::<Dispatch>::lend(|at| done.set(1, at)),
-        };
-    }
-    NtStatus::MORE_PROCESSING_REQUIRED
 }

@@ -43,8 +43,13 @@ pub(super) unsafe fn last(header: NonNull<Header>) {
 ///
 /// # Safety
 /// As [`last`].
+///
+/// # Bugchecks
+/// IRQL_NOT_LESS_OR_EQUAL above DISPATCH: the level, DISPATCH, 0, 0.
 #[cold]
 pub(super) unsafe fn later(header: NonNull<Header>) {
+    // Each, not just the one that has to ask: the others would pass or not as the pile is.
+    machine::check_level();
     // SAFETY: nobody else has it (D1), and its memory stays until `work` has taken it.
     if unsafe { machine::pile().put(Header::doomed(header)) } {
         machine::ask_for_work();

@@ -12,6 +12,7 @@
 //! Invariants: N1 an entry with a number is in a directory's table <=> the object's place says so. Both change under both locks.
 //!             N2 entry and place are a reference each: a named object and the directory that it is in live. So whoever finds an entry under the
 //!                directory's lock adds to a count above zero.
+//!             N4 no directory is beneath itself: names are a forest, and what has no name any more ends.
 //!             N3 no two entries of a directory have the same name in the case that the later one was entered with.
 //! Why so:     a directory and what is in it refer to each other; the end of a name ends that, not the end of a reference.
 //! Tests:      tests/props/tests/ob_names.rs; selftest `ob::*`.
@@ -21,6 +22,8 @@ extern crate alloc;
 
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
+
+use core::sync::atomic::Ordering;
 
 use sync::event::MayWait;
 use sync::irql::Irql;
@@ -168,7 +171,8 @@ impl Directory {
     /// Enters `object` as `name`.
     ///
     /// # Errors
-    /// STATUS_OBJECT_NAME_COLLISION; STATUS_INVALID_PARAMETER if the object has a name; STATUS_INSUFFICIENT_RESOURCES.
+    /// STATUS_OBJECT_NAME_COLLISION; STATUS_INVALID_PARAMETER if the object has a name, or is this directory or one above it;
+    /// STATUS_INSUFFICIENT_RESOURCES.
     pub(super) fn enter<L: MayWait>(
         this: &ObRef<Self>,
         object: &ObRef,
@@ -179,6 +183,28 @@ impl Directory {
     ) -> Result<(), NtStatus> {
         let hash = name.hash(Case::Insensitive);
         let name = WideString::of(&[name])?;
+        if object.is_a::<Self>() {
+            // N4: two at once could each find that the other's is not above its own.
+            static NESTING: PushLock<()> = PushLock::new(());
+            let mut guard = NESTING.exclusive(at);
+            let ((), at) = guard.parts();
+            if this.is_in(object, at) {
+                return Err(NtStatus::INVALID_PARAMETER);
+            }
+            return Self::enter_checked(this, object, (hash, name), case, is_permanent, at);
+        }
+        Self::enter_checked(this, object, (hash, name), case, is_permanent, at)
+    }
+
+    /// The same, of what is not above it.
+    fn enter_checked<L: MayWait>(
+        this: &ObRef<Self>,
+        object: &ObRef,
+        (hash, name): (u32, WideString),
+        case: Case,
+        is_permanent: bool,
+        at: &mut Irql<L>,
+    ) -> Result<(), NtStatus> {
         let mut guard = this.entries.exclusive(at);
         let (entries, at) = guard.parts();
         if entries.find(&name, case).is_some() {
@@ -202,6 +228,12 @@ impl Directory {
     }
 }
 
+/// The name of an object that has no handle and isn't permanent ends.
+pub(super) fn unname_unused<L: MayWait>(object: &ObRef, at: &mut Irql<L>) {
+    // Asked under the directory's lock: it may have been opened by its name.
+    unname(object, |header| header.handles.load(Ordering::Acquire) == 0 && !header.is_permanent(), at);
+}
+
 impl Place {
     fn of<L: MayWait>(object: &ObRef, at: &mut Irql<L>) -> Option<Self> {
         let place = object.header().place.shared(at);
@@ -210,11 +242,7 @@ impl Place {
 }
 
 /// Takes `object`'s name away, if it has one and `condition` holds, asked when nobody can find it by the name any more; true then.
-pub(super) fn unname<L: MayWait>(
-    object: &ObRef,
-    condition: impl FnOnce(&Header) -> bool,
-    at: &mut Irql<L>,
-) -> bool {
+fn unname<L: MayWait>(object: &ObRef, condition: impl FnOnce(&Header) -> bool, at: &mut Irql<L>) -> bool {
     let Some(Place { directory, hash, number }) = Place::of(object, at) else { return false };
     let gone = {
         let mut guard = directory.entries.exclusive(at);
@@ -252,13 +280,24 @@ impl<T> ObRef<T> {
         object.header().set_permanent(true);
     }
 
-    /// Its name is gone, and with that the name's reference.
+    /// Its name goes with its last handle: now, if it has none, and with that the name's reference.
     #[doc(alias = "ObMakeTemporaryObject")]
     #[doc(alias = "ZwMakeTemporaryObject")]
     pub fn make_temporary<L: MayWait>(&self, at: &mut Irql<L>) {
         let object = self.as_any();
         object.header().set_permanent(false);
-        unname(object, |header| !header.is_permanent(), at);
+        unname_unused(object, at);
+    }
+
+    /// Is it `object`, or in it, or in something that is?
+    fn is_in<L: MayWait>(&self, object: &ObRef, at: &mut Irql<L>) -> bool {
+        let mut is_found = self.is(object);
+        let mut place = Place::of(self.as_any(), at);
+        while let (false, Some(Place { directory, .. })) = (is_found, place) {
+            is_found = directory.is(object);
+            place = Place::of(directory.as_any(), at);
+        }
+        is_found
     }
 
     /// Has it a name? Stale at once.

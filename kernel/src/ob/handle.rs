@@ -18,6 +18,7 @@
 //! Tests:      tests/models/tests/handles.rs; tests/props/tests/ob_handles.rs; selftest `ob_handles::*`.
 //! Sources:    WDK, "Object Handles", `ObReferenceObjectByHandle`, `ObOpenObjectByPointer`, `ZwClose`, `ZwDuplicateObject`, OBJECT_ATTRIBUTES.
 
+use core::any::Any;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
@@ -117,15 +118,6 @@ pub struct HandleTable {
     is_kernel: bool,
 }
 
-/// The rights that `wanted` asks for of an object of type `type_`.
-fn granted(wanted: AccessMask, type_: &Type) -> Result<AccessMask, NtStatus> {
-    let mut rights = wanted.mapped(type_.mapping());
-    if rights.contains(AccessMask::MAXIMUM_ALLOWED) {
-        rights = rights.without(AccessMask::MAXIMUM_ALLOWED).with(type_.valid_access());
-    }
-    if type_.valid_access().contains(rights) { Ok(rights) } else { Err(NtStatus::ACCESS_DENIED) }
-}
-
 fn header_of(object: ObRef) -> NonNull<Header> {
     // SAFETY: an object's body.
     unsafe { Header::of(object.into_raw()) }
@@ -156,12 +148,7 @@ fn closed(it: Closed<Header>, at: &mut Irql<Passive>) {
 /// `left` handles were left: without any, a temporary name ends.
 fn end_name_without_handles(object: &ObRef, left: u32, at: &mut Irql<Passive>) {
     if left == 0 && !object.header().is_permanent() {
-        // Asked again under the directory's lock: it may have been opened by its name.
-        directory::unname(
-            object,
-            |header| header.handles.load(Ordering::Acquire) == 0 && !header.is_permanent(),
-            at,
-        );
+        directory::unname_unused(object, at);
     }
 }
 
@@ -338,7 +325,7 @@ impl HandleTable {
         attributes: Attributes,
         at: &mut Irql<Passive>,
     ) -> Result<Handle, NtStatus> {
-        let granted = granted(access, object.object_type())?;
+        let granted = object.object_type().grant(access)?;
         let vacant = self.take(at)?;
         Ok(self.fill(vacant, object, Info::new(granted, attributes)))
     }
@@ -357,7 +344,28 @@ impl HandleTable {
         attributes: Attributes,
         at: &mut Irql<Passive>,
     ) -> Result<Handle, NtStatus> {
-        let object = names.open(path, wanted, None, at)?;
+        self.open_by_name_with(names, path, wanted, access, attributes, None, at)
+    }
+
+    /// [`open_by_name`](Self::open_by_name), with what the caller has for parse procedures.
+    ///
+    /// # Errors
+    /// As [`open_by_name`](Self::open_by_name).
+    #[doc(alias = "ObOpenObjectByName")]
+    #[expect(clippy::too_many_arguments, reason = "what OBJECT_ATTRIBUTES says, and the rights")]
+    pub fn open_by_name_with(
+        &self,
+        names: &Namespace,
+        path: Path<'_>,
+        wanted: Option<&'static Type>,
+        access: AccessMask,
+        attributes: Attributes,
+        context: Option<&mut dyn Any>,
+        at: &mut Irql<Passive>,
+    ) -> Result<Handle, NtStatus> {
+        // Before anybody is asked to make anything; where no type is wanted, by who makes it.
+        wanted.map_or(Ok(access), |wanted| wanted.grant(access))?;
+        let object = names.open_for(path, wanted, access, context, at)?;
         self.open(object, access, attributes, at)
     }
 
@@ -377,7 +385,7 @@ impl HandleTable {
         attributes: Attributes,
         at: &mut Irql<Passive>,
     ) -> Result<Handle, NtStatus> {
-        let granted = granted(access, object.object_type())?;
+        let granted = object.object_type().grant(access)?;
         // Below, a refusal may end a name: never one that was given without a handle.
         if object.is_named(at) {
             return Err(NtStatus::INVALID_PARAMETER);
@@ -431,7 +439,7 @@ impl HandleTable {
         let (object, info) = self.look(handle, mode, at)?;
         let rights = match access {
             None => info.granted(),
-            Some(access) => granted(access, object.object_type())?,
+            Some(access) => object.object_type().grant(access)?,
         };
         if mode == ProcessorMode::User && !info.granted().contains(rights) {
             return Err(NtStatus::ACCESS_DENIED);

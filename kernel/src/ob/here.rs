@@ -51,10 +51,16 @@ static DPC: Dpc = Dpc::new(|_, at, _| {
     let _ = ITEM.queue(Queue::Delayed, at);
 });
 
-/// Has [`delete::work`] called soon.
-///
 /// # Bugchecks
 /// IRQL_NOT_LESS_OR_EQUAL above DISPATCH: the level, DISPATCH, 0, 0.
+pub(super) fn check_level() {
+    let level = arch::irql::current();
+    if level > DISPATCH {
+        bugcheck(StopCode::IrqlNotLessOrEqual, [level.into(), DISPATCH.into(), 0, 0]);
+    }
+}
+
+/// Has [`delete::work`] called soon. At most at DISPATCH.
 pub(super) fn ask_for_work() {
     // False: it is queued already, and still has to look.
     let _ = match arch::irql::current() {
@@ -64,8 +70,7 @@ pub(super) fn ask_for_work() {
         PASSIVE => unsafe { Irql::<Passive>::with(|at| DPC.queue([0, 0], at)) },
         // SAFETY: as above.
         APC => unsafe { Irql::<Apc>::with(|at| DPC.queue([0, 0], at)) },
-        // SAFETY: as above.
-        DISPATCH => unsafe { Irql::<Dispatch>::with(|at| DPC.queue([0, 0], at)) },
-        above => bugcheck(StopCode::IrqlNotLessOrEqual, [above.into(), DISPATCH.into(), 0, 0]),
+        // SAFETY: as above; `check_level` came first.
+        _ => unsafe { Irql::<Dispatch>::with(|at| DPC.queue([0, 0], at)) },
     };
 }

@@ -102,6 +102,10 @@ pub(super) fn pile() -> &'static Pile {
     PILE.with(|pile| *pile)
 }
 
+pub(super) fn check_level() {
+    assert!(arch::irql::current() <= arch::level::DISPATCH, "released above DISPATCH");
+}
+
 pub(super) fn ask_for_work() {
     IS_ASKED.set(true);
 }

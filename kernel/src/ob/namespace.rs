@@ -68,6 +68,8 @@ pub struct Request<'a> {
     pub case: Case,
     /// What type the caller wants, if it cares.
     pub wanted: Option<&'static Type>,
+    /// The rights that the caller wants; none: it only wants to refer to it.
+    pub access: AccessMask,
     /// What the caller has for the procedure, and it for the caller.
     pub context: Option<&'a mut dyn Any>,
 }
@@ -90,7 +92,7 @@ pub enum Permanence {
 }
 
 enum Goal<'a> {
-    Open { wanted: Option<&'static Type>, context: Option<&'a mut dyn Any> },
+    Open { wanted: Option<&'static Type>, access: AccessMask, context: Option<&'a mut dyn Any> },
     Enter(&'a ObRef, Permanence),
 }
 
@@ -229,7 +231,22 @@ impl Namespace {
         context: Option<&mut dyn Any>,
         at: &mut Irql<Passive>,
     ) -> Result<ObRef, NtStatus> {
-        self.walk(path, &mut Goal::Open { wanted, context }, at)
+        self.open_for(path, wanted, AccessMask::NONE, context, at)
+    }
+
+    /// [`open`](Self::open), which tells parse procedures for which rights.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_for(
+        &self,
+        path: Path<'_>,
+        wanted: Option<&'static Type>,
+        access: AccessMask,
+        context: Option<&mut dyn Any>,
+        at: &mut Irql<Passive>,
+    ) -> Result<ObRef, NtStatus> {
+        self.walk(path, &mut Goal::Open { wanted, access, context }, at)
     }
 
     /// [`open`](Self::open), as what it is.
@@ -339,8 +356,9 @@ impl Goal<'_> {
         case: Case,
         at: &mut Irql<Passive>,
     ) -> Result<Step, NtStatus> {
-        let Self::Open { wanted, context } = self else { return Err(NtStatus::OBJECT_TYPE_MISMATCH) };
-        let request = Request { rest, case, wanted: *wanted, context: context.as_deref_mut() };
+        let Self::Open { wanted, access, context } = self else { return Err(NtStatus::OBJECT_TYPE_MISMATCH) };
+        let request =
+            Request { rest, case, wanted: *wanted, access: *access, context: context.as_deref_mut() };
         match object.parse(request, at)? {
             Parsed::Object(object) => self.reached(object),
             Parsed::Again(name) => Ok(Step::Again(name)),

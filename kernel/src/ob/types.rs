@@ -131,6 +131,18 @@ impl Type {
         self.valid_access
     }
 
+    /// The rights that `wanted` asks for of an object of this type.
+    ///
+    /// # Errors
+    /// STATUS_ACCESS_DENIED: the type has no such rights.
+    pub fn grant(&self, wanted: AccessMask) -> Result<AccessMask, NtStatus> {
+        let mut rights = wanted.mapped(&self.mapping);
+        if rights.contains(AccessMask::MAXIMUM_ALLOWED) {
+            rights = rights.without(AccessMask::MAXIMUM_ALLOWED).with(self.valid_access);
+        }
+        if self.valid_access.contains(rights) { Ok(rights) } else { Err(NtStatus::ACCESS_DENIED) }
+    }
+
     /// Its number among the types, from 1 on, in the order in which they were asked for it: for reports, as NT's type index.
     pub fn number(&self) -> u32 {
         static LAST: AtomicU32 = AtomicU32::new(0);

@@ -1,10 +1,10 @@
 //! A packet's way through a stack of two devices, and back.
 
-use kernel::io::device;
 use kernel::io::layout::ReadWrite;
 use kernel::io::null::{Filter, Null};
 use kernel::io::objects::KDeviceObject;
 use kernel::io::request::{Function, send_and_wait};
+use kernel::io::{device, driver, stack};
 use kernel::ob::ObRef;
 use sync::Once;
 use sync::irql::{Irql, Passive};
@@ -20,10 +20,10 @@ static UPPER: Once<Option<ObRef<KDeviceObject>>> = Once::new();
 
 fn prepare(at: &mut Irql<Passive>) {
     UPPER.call_once(|| {
-        let nulls = device::register::<Null, _>(at).ok()?;
-        let filters = device::register::<Filter, _>(at).ok()?;
+        let nulls = driver::register::<Null, _>(at).ok()?;
+        let filters = driver::register::<Filter, _>(at).ok()?;
         let lower = device::create_device(&nulls, Null, at).ok()?;
-        device::create_attached(&filters, &lower, Filter, at).ok()
+        stack::create_attached(&filters, &lower, |_| Filter, at).ok()
     });
 }
 

@@ -57,7 +57,7 @@ struct Level {
 unsafe extern "win64" fn dispatch(device: *mut KDeviceObject, irp: *mut KIrp) -> NtStatus {
     // SAFETY: the test's devices have a `Level`; the packet is this driver's now.
     unsafe {
-        let level = &*(*device).device_extension.cast::<Level>();
+        let level = &*(*device).extension().cast::<Level>();
         let irp = NonNull::new(irp).unwrap();
         assert_eq!(packet::current(irp).as_ref().device_object, device);
         assert_eq!(packet::current(irp).as_ref().parameters, [1, 2, 3, 4], "as the maker set them");
@@ -105,7 +105,7 @@ unsafe extern "win64" fn on_the_way_back(
     // SAFETY: set with a `Level`; the packet is its driver's while this runs.
     unsafe {
         let level = &*context.cast::<Level>();
-        assert_eq!((*device).device_extension, context, "called with the device of who set it");
+        assert_eq!((*device).extension(), context, "called with the device of who set it");
         let (status, pending) = ((*irp).io_status.status, (*irp).pending_returned);
         (*level.log).borrow_mut().seen.push((Some(level.number), status, pending));
         if let Act::Keep(_, later) = level.act {
@@ -217,9 +217,9 @@ impl Machine {
             let level = Box::new(Level { number, act: act.clone(), lower, log });
             // SAFETY: fresh memory, of which no reference is made.
             unsafe {
-                (*driver.as_mut_ptr()).major_function[usize::from(major::READ)] = Some(dispatch);
-                (*device.as_mut_ptr()).driver_object = driver.as_mut_ptr();
-                (*device.as_mut_ptr()).device_extension = ptr::from_ref(&*level).cast_mut().cast();
+                KDriverObject::set_function(driver.as_mut_ptr(), major::READ, dispatch);
+                let extension = ptr::from_ref(&*level).cast_mut().cast();
+                KDeviceObject::set_up(device.as_mut_ptr(), driver.as_mut_ptr(), extension);
             }
             lower = device.as_mut_ptr();
             machine._drivers.push(driver);

@@ -353,8 +353,11 @@ impl Model {
                     set,
                     at,
                 );
-                let expected = self.named(name).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND);
-                let expected = expected.and_then(|object| granted(access).map(|granted| (object, granted)));
+                // Rights that no file has are refused before the name is looked for.
+                let expected = granted(access).and_then(|granted| {
+                    let object = self.named(name).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+                    Ok((object, granted))
+                });
                 assert_eq!(opened.err(), expected.err());
                 if let (Ok(handle), Ok((object, granted))) = (opened, expected) {
                     self.opened(table, handle, Entry { object, granted, attributes: (false, false) });
@@ -367,7 +370,9 @@ impl Model {
                 if let (Ok(object), Some(number)) = (found, self.named(name)) {
                     object.make_temporary(at);
                     drop(object);
-                    self.objects.get_mut(&number).expect("named").name = None;
+                    let known = self.objects.get_mut(&number).expect("named");
+                    // It goes with the last handle.
+                    known.name = (known.handles != 0).then_some((name, false));
                     self.end_if_unknown(number);
                 }
             }

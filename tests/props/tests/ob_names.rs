@@ -148,6 +148,32 @@ fn as_many_links_as_allowed_are_followed_and_no_more() {
 }
 
 #[test]
+fn a_directory_is_not_beneath_itself() {
+    at_passive(|at| {
+        let namespace = Namespace::new(at).expect("memory");
+        let outer = ob::create(ob::Directory::new(), at).expect("memory");
+        let inner = ob::create(ob::Directory::new(), at).expect("memory");
+        let (outer, inner) = (outer.upcast(), inner.upcast());
+        let path = |root| Path { root: Some(root), ..Path::new(wide!("x")) };
+        let enter = |root, object, at: &mut Irql<Passive>| {
+            namespace.enter(path(root), object, Permanence::Permanent, at)
+        };
+        assert_eq!(enter(&outer, &outer, at), Err(NtStatus::INVALID_PARAMETER));
+        assert_eq!(enter(&outer, &inner, at), Ok(()));
+        assert_eq!(enter(&inner, &outer, at), Err(NtStatus::INVALID_PARAMETER));
+        // The outermost has no name, and is above all.
+        let root = namespace.root().clone().upcast();
+        assert_eq!(enter(&root, &outer, at), Ok(()));
+        assert_eq!(enter(&inner, &root, at), Err(NtStatus::INVALID_PARAMETER));
+        assert!(outer.path(at).expect("memory").equals(wide!("\\x"), Case::Sensitive));
+        inner.make_temporary(at);
+        outer.make_temporary(at);
+        drop((root, inner, outer));
+        end(namespace, at);
+    });
+}
+
+#[test]
 fn what_a_link_makes_too_long_is_told() {
     at_passive(|at| {
         let namespace = Namespace::new(at).expect("memory");

@@ -96,9 +96,12 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
             let _ = kernel::ke::wait::delay(kernel::ke::timer::Due::In(10_000_000), at);
         }
         "object_released_above_dispatch" => {
-            let object = crate::ob::object(at);
-            let _raised = at.raise::<Clock>();
-            drop(object);
+            let (first, second) = (crate::ob::object(at), crate::ob::object(at));
+            let mut raised = at.raise::<Dispatch>();
+            // Somebody has asked for the worker already: the second one is found all the same.
+            drop(first);
+            let _raised = raised.raise::<Clock>();
+            drop(second);
         }
         "thread_left_raised" => {
             let raises = thread::spawn(&thread::Options::default(), thread_forgets_a_raise, 0, at);

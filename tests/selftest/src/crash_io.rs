@@ -3,11 +3,12 @@
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
-use kernel::io::device::{self, Driver};
+use kernel::io::device;
+use kernel::io::driver::{self, Driver};
 use kernel::io::irp::{Handled, Irp};
 use kernel::io::layout::{IoStatus, KIrp, ReadWrite, major};
 use kernel::io::null::Null;
-use kernel::io::objects::KDeviceObject;
+use kernel::io::objects::{KDeviceObject, KDriverObject};
 use kernel::io::request::{Function, send_and_wait};
 use kernel::io::{MayDoIo, call, complete, complete_request, packet};
 use kernel::ob::ObRef;
@@ -52,12 +53,12 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> bool {
         "irp_pending_unmarked" => send(says_pending, at),
         "irp_marked_not_pending" => send(marks_and_succeeds, at),
         "irp_dropped" => {
-            let Ok(driver) = device::register::<Drops, _>(at) else { return false };
+            let Ok(driver) = driver::register::<Drops, _>(at) else { return false };
             let Ok(device) = device::create_device(&driver, Drops, at) else { return false };
             let _ = send_and_wait(&device, Function::Flush, at);
         }
         "irp_ended_as_pending" => {
-            let Ok(driver) = device::register::<EndsAsPending, _>(at) else { return false };
+            let Ok(driver) = driver::register::<EndsAsPending, _>(at) else { return false };
             let Ok(device) = device::create_device(&driver, EndsAsPending, at) else { return false };
             let _ = send_and_wait(&device, Function::Flush, at);
         }
@@ -70,13 +71,13 @@ type Routine = unsafe extern "win64" fn(*mut KDeviceObject, *mut KIrp) -> NtStat
 
 /// A device whose driver has a routine of its own for writes, as a foreign one.
 fn device_of(routine: Routine, at: &mut Irql<Passive>) -> Option<ObRef<KDeviceObject>> {
-    let driver = device::register::<Null, _>(at).ok()?;
+    let driver = driver::register::<Null, _>(at).ok()?;
     let device = device::create_device(&driver, Null, at).ok()?;
     // SAFETY: nobody sends to it yet.
     unsafe {
-        let functions = &raw mut (*driver.as_ptr().as_ptr()).major_function;
-        (*functions)[usize::from(major::WRITE)] = Some(routine);
-        (*functions)[usize::from(major::CREATE)] = Some(routine);
+        for function in [major::WRITE, major::CREATE] {
+            KDriverObject::set_function(driver.as_ptr().as_ptr(), function, routine);
+        }
     }
     Some(device)
 }

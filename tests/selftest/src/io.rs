@@ -1,21 +1,22 @@
 //! I/O: packets through stacks of devices, cancelled while they wait, on all processors; devices and drivers that end while they are used.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use kernel::io::csq::CancelSafeQueue;
-use kernel::io::device::{self, Driver};
+use kernel::io::device;
+use kernel::io::driver::{self, Driver, Unload};
 use kernel::io::irp::{Handled, Irp};
 use kernel::io::layout::{DeviceControl, ReadWrite, major};
 use kernel::io::null::{Filter, Null};
-use kernel::io::objects::{KDeviceObject, KDeviceQueueEntry, KFileObject};
+use kernel::io::objects::{KDeviceObject, KDeviceQueueEntry, KDriverObject, KFileObject};
 use kernel::io::request::{Function, Request, send_and_wait};
-use kernel::io::{MayDoIo, allocate, device_queue, verify};
-use kernel::ke::event::{Event, EventKind};
-use kernel::ke::prcb::{self, MAX_PROCESSORS};
+use kernel::io::{MayDoIo, allocate, cancel, device_queue, stack, verify};
+use kernel::ke::apc::ProcessorMode::Kernel;
 use kernel::ke::timer::Due;
 use kernel::ke::wait::delay;
-use kernel::ob::{self, Body, Directory, ObRef, Path};
+use kernel::ke::{prcb, thread};
+use kernel::ob::{self, AccessMask, Attributes, Body, Directory, ObRef, Path};
 use kernel::rtl::{Case, KListEntry, NtStatus, WideStr};
 use kernel::wide;
 use sync::SpinLock;
@@ -23,15 +24,17 @@ use sync::irql::{Dispatch, Irql, ObjectLock, Passive};
 
 use crate::random::Random;
 use crate::runner::{Result, Test, Verdict, check, equal};
-use crate::{everywhere, held};
+use crate::{everywhere, held, threads};
 
 pub(crate) const TESTS: &[Test] = &[
     ("io::null_takes_all_lengths_through_a_filter", |at| settled(null, at)),
-    ("io::devices_stack_and_end_with_their_last_reference", |at| settled(stacks, at)),
+    ("io::devices_stack_and_end_when_they_are_deleted", |at| settled(stacks, at)),
     ("io::paths_through_a_device_are_files", |at| settled(files, at)),
+    ("io::a_file_is_cleaned_up_with_its_last_handle", |at| settled(cleanup, at)),
     ("io::packets_pend_and_are_cancelled_or_taken", |at| settled(pending, at)),
+    ("io::who_waits_is_boosted_as_the_driver_says", |at| settled(boost, at)),
     ("io::storm_with_cancels_on_all_processors", |at| settled(storm, at)),
-    ("io::a_driver_is_unloaded_behind_its_last_packet", |at| settled(unload, at)),
+    ("io::a_driver_is_unloaded_behind_its_last_file", |at| settled(unload, at)),
 ];
 
 fn is(found: NtStatus, wanted: NtStatus, what: &'static str) -> Result {
@@ -51,20 +54,39 @@ fn settled(test: fn(&mut Irql<Passive>) -> Result, at: &mut Irql<Passive>) -> Re
     equal(verify::unwatched() as u64, 0, "calls that nobody watched")
 }
 
-/// Two devices, one on top of the other: a reference keeps it there, which goes with this one, and so does that of one more on top.
-struct Stack {
-    lower: ObRef<KDeviceObject>,
-    upper: ObRef<KDeviceObject>,
+/// A driver, unloaded when this goes; the drivers of what is attached to its devices come behind it, so they go first.
+struct Loaded(ObRef<KDriverObject>);
+
+impl Loaded {
+    fn new<D: Driver>(at: &mut Irql<Passive>) -> core::result::Result<Self, Verdict> {
+        ok(driver::register::<D, _>(at), "a driver").map(Self)
+    }
 }
 
-impl Drop for Stack {
+impl Drop for Loaded {
     fn drop(&mut self) {
+        // Nothing where the test has done it.
         held::at_passive(|at| {
-            // Nothing where there is none more, or the test has taken it off.
-            device::detach(&device::top_of(&self.upper, at), &self.upper, at);
-            device::detach(&self.upper, &self.lower, at);
+            let _ = driver::unload(&self.0, at);
         });
     }
+}
+
+/// Two devices, one on top of the other, which go with this, as do their drivers.
+struct Stack {
+    upper: ObRef<KDeviceObject>,
+    lower: ObRef<KDeviceObject>,
+    filters: Loaded,
+    _lowers: Loaded,
+}
+
+/// A filter on a device of `D`.
+fn stack_of<D: Driver>(state: D, at: &mut Irql<Passive>) -> core::result::Result<Stack, Verdict> {
+    let lowers = Loaded::new::<D>(at)?;
+    let lower = ok(device::create_device(&lowers.0, state, at), "a device")?;
+    let filters = Loaded::new::<Filter>(at)?;
+    let upper = ok(stack::create_attached(&filters.0, &lower, |_| Filter, at), "a device on top")?;
+    Ok(Stack { upper, lower, filters, _lowers: lowers })
 }
 
 /// Gives an object its name for as long as this is there.
@@ -76,17 +98,8 @@ fn named<T: Body>(
     device::give_name(object, path, at).map(|()| held::Named(object.clone()))
 }
 
-/// A filter on Null.
-fn stack_of_two(at: &mut Irql<Passive>) -> core::result::Result<Stack, Verdict> {
-    let nulls = ok(device::register::<Null, _>(at), "a driver")?;
-    let filters = ok(device::register::<Filter, _>(at), "a driver")?;
-    let lower = ok(device::create_device(&nulls, Null, at), "a device")?;
-    let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
-    Ok(Stack { lower, upper })
-}
-
 fn null(at: &mut Irql<Passive>) -> Result {
-    let stack = stack_of_two(at)?;
+    let stack = stack_of(Null, at)?;
     let upper = &stack.upper;
     for length in [0, 1, 512, u32::MAX - 1, u32::MAX] {
         for place in [0, -1, i64::MAX] {
@@ -106,26 +119,32 @@ fn null(at: &mut Irql<Passive>) -> Result {
 }
 
 fn stacks(at: &mut Irql<Passive>) -> Result {
-    let stack = stack_of_two(at)?;
+    let stack = stack_of(Null, at)?;
     let (lower, upper) = (&stack.lower, &stack.upper);
-    check(device::top_of(lower, at).is(upper), "the filter is on top", 0, 0)?;
-    equal(upper.stack_size as u64, 2, "locations for the top")?;
-    // SAFETY: nobody uses the queue of a device that has none of its packets queued; the device has a reference.
-    let queue = unsafe { NonNull::new_unchecked(&raw mut (*upper.as_ptr().as_ptr()).device_queue) };
+    check(stack::top_of(lower, at).is(upper), "the filter is on top", 0, 0)?;
+    equal(upper.stack_size() as u64, 2, "locations for the top")?;
+    let queue = upper.queue();
     let mut entries =
         [const { KDeviceQueueEntry { links: KListEntry::UNLINKED, sort_key: 0, inserted: false } }; 2];
     let [first, second] = entries.each_mut().map(NonNull::from);
-    // SAFETY: the queue is a device's own; the entries stay until they are out.
+    // SAFETY: the queue is a device's own, which has a reference; the entries stay until they are out.
     let found = unsafe {
         let queued = [device_queue::insert(queue, first), device_queue::insert(queue, second)];
         (queued, device_queue::remove(queue) == Some(second), device_queue::remove(queue).is_none())
     };
     check(found == ([false, true], true, true), "a device's queue holds what comes while it is busy", 0, 0)?;
-    let filters = ok(device::register::<Filter, _>(at), "a driver")?;
-    let third = ok(device::create_attached(&filters, lower, Filter, at), "one more, on top of all")?;
-    equal(third.stack_size as u64, 3, "locations for the third")?;
-    check(device::top_of(lower, at).is(&third), "the third is on top", 0, 0)?;
-    let wrong = device::create_device(&filters, Null, at);
+    let filters = Loaded::new::<Filter>(at)?;
+    let mut is_told = false;
+    let below = |below: &ObRef<KDeviceObject>| {
+        is_told = below.is(upper);
+        Filter
+    };
+    let third = ok(stack::create_attached(&filters.0, lower, below, at), "one more, on top of all")?;
+    check(is_told, "it is told what is below", 0, 0)?;
+    check(stack::lower_of(&third).is_some_and(|it| it.is(upper)), "attached to the filter", 0, 0)?;
+    equal(third.stack_size() as u64, 3, "locations for the third")?;
+    check(stack::top_of(lower, at).is(&third), "the third is on top", 0, 0)?;
+    let wrong = device::create_device(&filters.0, Null, at);
     check(
         wrong.is_err_and(|status| status == NtStatus::INVALID_PARAMETER),
         "a device of another driver's",
@@ -134,16 +153,39 @@ fn stacks(at: &mut Irql<Passive>) -> Result {
     )?;
     // What is attached stays without anybody's reference.
     drop(third);
-    let top = device::top_of(lower, at);
-    equal(top.stack_size as u64, 3, "the third is still there")?;
+    let top = stack::top_of(lower, at);
+    equal(top.stack_size() as u64, 3, "the third is still there")?;
     is(ok(send_and_wait(&top, Function::Flush, at), "a packet")?.status, NtStatus::SUCCESS, "through three")?;
-    device::detach(&top, upper, at);
-    check(device::top_of(lower, at).is(upper), "the filter is on top again", 0, 0)?;
-    is(
-        ok(send_and_wait(&top, Function::Flush, at), "a packet")?.status,
-        NtStatus::SUCCESS,
-        "beside the stack",
-    )
+    stack::detach(&top, at);
+    check(stack::top_of(lower, at).is(upper), "the filter is on top again", 0, 0)?;
+    let beside = ok(send_and_wait(&top, Function::Flush, at), "a packet")?.status;
+    is(beside, NtStatus::SUCCESS, "beside the stack")?;
+    // What has nothing below it sends nothing on.
+    let alone = ok(device::create_device(&filters.0, Filter, at), "a filter of nothing")?;
+    let sent = ok(send_and_wait(&alone, Function::Flush, at), "a packet")?.status;
+    is(sent, NtStatus::INVALID_DEVICE_REQUEST, "sent on to nobody")?;
+    // A driver that is used by what is above it waits for that.
+    is_unload(driver::unload(&lower.driver(), at), Unload::Deferred, "with a filter on it")?;
+    check(device::first_of(&lower.driver(), at).is_some(), "its device is there", 0, 0)?;
+    let refused = stack::create_attached(&filters.0, lower, |_| Filter, at);
+    check(refused.is_ok(), "on top of what doesn't go", 0, 0)?;
+    is_unload(driver::unload(&filters.0, at), Unload::Done, "with nothing on it")?;
+    let refused = device::create_device(&filters.0, Filter, at);
+    check(
+        refused.is_err_and(|status| status == NtStatus::DELETE_PENDING),
+        "a device of a driver that goes",
+        0,
+        0,
+    )?;
+    check(device::first_of(&lower.driver(), at).is_some(), "its device is still there", 0, 0)?;
+    is_unload(driver::unload(&stack.filters.0, at), Unload::Done, "the filter's")?;
+    check(device::first_of(&lower.driver(), at).is_none(), "unloaded with what kept it", 0, 0)?;
+    let refused = stack::create_attached(&lower.driver(), lower, |_| Null, at);
+    check(refused.is_err(), "attached to what goes", 0, 0)
+}
+
+fn is_unload(found: core::result::Result<Unload, NtStatus>, wanted: Unload, what: &'static str) -> Result {
+    check(found == Ok(wanted), what, found.is_ok().into(), 0)
 }
 
 /// Counts what is asked of its files; one of them it doesn't have.
@@ -159,6 +201,7 @@ impl Driver for Files {
             major::CREATE if CREATED.load(Ordering::Relaxed) == 2 => {
                 return irp.complete(NtStatus::OBJECT_NAME_NOT_FOUND, 0, at);
             }
+            major::FLUSH_BUFFERS => return irp.complete(NtStatus::SUCCESS, 0, at),
             major::CREATE => &CREATED,
             major::CLEANUP => &CLEANED,
             _ => &CLOSED,
@@ -179,15 +222,12 @@ fn files(at: &mut Irql<Passive>) -> Result {
         count.store(0, Ordering::Relaxed);
     }
     let names = ob::namespace();
-    let drivers = ok(device::register::<Files, _>(at), "a driver")?;
-    let filters = ok(device::register::<Filter, _>(at), "a driver")?;
-    let _named = ok(named(&drivers, wide!("\\Driver\\Files"), at), "a driver's name")?;
-    let lower = ok(device::create_device(&drivers, Files, at), "a device")?;
-    let given = ok(named(&lower, wide!("\\Device\\Files"), at), "a device's name")?;
-    let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
-    let _stack = Stack { lower: lower.clone(), upper };
+    let stack = stack_of(Files, at)?;
+    let lower = &stack.lower;
+    let _named = ok(named(&lower.driver(), wide!("\\Driver\\Files"), at), "a driver's name")?;
+    let given = ok(named(lower, wide!("\\Device\\Files"), at), "a device's name")?;
     let itself = ok(names.open_as::<KDeviceObject>(Path::new(wide!("\\device\\FILES")), at), "the device")?;
-    check(itself.is(&lower), "the named one, not the one on top", 0, 0)?;
+    check(itself.is(lower), "the named one, not the one on top", 0, 0)?;
     counted(0, 0, 0)?;
     let whole =
         ok(names.open_as::<KFileObject>(Path::new(wide!("\\Device\\Files")), at), "the device as a file")?;
@@ -195,10 +235,14 @@ fn files(at: &mut Irql<Passive>) -> Result {
     check(names.open_as::<KFileObject>(path, at).is_err(), "a path that leads nowhere", 0, 0)?;
     let path = Path::new(wide!("\\Device\\Files\\Some\\where"));
     let inside = ok(names.open_as::<KFileObject>(path, at), "a file on the device")?;
-    equal(whole.file_name.length.into(), 0, "what follows the device's name")?;
-    // SAFETY: the file's name stays with it.
-    let name = ok(unsafe { inside.file_name.view() }, "its name")?;
-    check(name.equals(wide!("\\Some\\where"), Case::Sensitive), "what follows the device's name", 0, 0)?;
+    check(whole.name().is_empty(), "nothing follows the device's name", 0, 0)?;
+    check(
+        inside.name().equals(wide!("\\Some\\where"), Case::Sensitive),
+        "what follows the device's name",
+        0,
+        0,
+    )?;
+    equal(lower.files() as u64, 2, "files of the device")?;
     counted(2, 0, 0)?;
     let refused = names.open_as::<KFileObject>(path, at);
     check(refused.is_err_and(|status| status == NtStatus::OBJECT_NAME_NOT_FOUND), "the driver's no", 0, 0)?;
@@ -211,7 +255,56 @@ fn files(at: &mut Irql<Passive>) -> Result {
     check(names.open_as::<KFileObject>(path, at).is_err(), "nothing has the name", 0, 0)?;
     counted(2, 1, 1)?;
     drop(inside);
-    counted(2, 2, 2)
+    counted(2, 2, 2)?;
+    equal(lower.files() as u64, 0, "files left")
+}
+
+/// Handles of a file come and go; the driver is told of the last one, and of the last reference.
+fn cleanup(at: &mut Irql<Passive>) -> Result {
+    for count in [&CREATED, &CLEANED, &CLOSED] {
+        count.store(0, Ordering::Relaxed);
+    }
+    let stack = stack_of(Files, at)?;
+    let path = Path::new(wide!("\\Device\\Files"));
+    let _given = ok(named(&stack.lower, path.name, at), "a device's name")?;
+    let (handles, names) = (ob::kernel_handles(), ob::namespace());
+    // Rights that no file has: the driver isn't asked.
+    let wrong = handles.open_by_name(names, path, None, AccessMask(0x0C00), Attributes::default(), at);
+    check(
+        wrong.is_err_and(|status| status == NtStatus::ACCESS_DENIED),
+        "rights that files don't have",
+        0,
+        0,
+    )?;
+    counted(0, 0, 0)?;
+    let rights = AccessMask::GENERIC_READ;
+    let first = ok(handles.open_by_name(names, path, None, rights, Attributes::default(), at), "a handle")?;
+    let file = handles.reference::<KFileObject, _>(first, AccessMask::NONE, Kernel, at);
+    let second = handles.duplicate(first, handles, None, Attributes::default(), Kernel, at);
+    let result = (|| {
+        counted(1, 0, 0)?;
+        let second = ok(second, "a second handle")?;
+        ok(handles.close(second, Kernel, at), "a close")?;
+        counted(1, 0, 0)
+    })();
+    ok(handles.close(first, Kernel, at), "the last close")?;
+    result?;
+    let file = ok(file, "a reference")?;
+    counted(1, 1, 0)?;
+    // What is open stays open for who has a reference, and keeps the driver.
+    let sent = ok(Request::for_file(file.clone(), at), "a request").map(|mut request| {
+        let _ = request.send(Function::Flush, at);
+        request.wait(at).status
+    });
+    is(sent?, NtStatus::SUCCESS, "a flush behind the cleanup")?;
+    is_unload(driver::unload(&stack.filters.0, at), Unload::Done, "the filter's, which has no file")?;
+    is_unload(driver::unload(&stack.lower.driver(), at), Unload::Deferred, "with a file open")?;
+    let refused = names.open_as::<KFileObject>(path, at);
+    check(refused.is_err_and(|status| status == NtStatus::NO_SUCH_DEVICE), "a file of what goes", 0, 0)?;
+    check(device::first_of(&stack.lower.driver(), at).is_some(), "its device is there", 0, 0)?;
+    drop(file);
+    counted(1, 1, 1)?;
+    check(device::first_of(&stack.lower.driver(), at).is_none(), "unloaded behind its last file", 0, 0)
 }
 
 /// Keeps writes until a control takes one.
@@ -221,6 +314,10 @@ struct Parking {
 
 static PARKED: AtomicU64 = AtomicU64::new(0);
 static TAKEN: AtomicU64 = AtomicU64::new(0);
+/// What who waits for a parked packet is boosted by.
+static BOOST: AtomicU32 = AtomicU32::new(1);
+/// Is a write cancelled before it is queued?
+static CANCEL_FIRST: AtomicBool = AtomicBool::new(false);
 static UNLOADED: AtomicU32 = AtomicU32::new(0);
 
 impl Driver for Parking {
@@ -228,13 +325,18 @@ impl Driver for Parking {
         match irp.major() {
             major::WRITE => {
                 PARKED.fetch_add(1, Ordering::Relaxed);
+                if CANCEL_FIRST.load(Ordering::Relaxed) {
+                    // SAFETY: this driver's packet.
+                    unsafe { cancel::cancel(irp.packet(), at) };
+                }
                 self.queue.insert(irp, at)
             }
+            major::CREATE | major::CLEANUP | major::CLOSE => irp.complete(NtStatus::SUCCESS, 0, at),
             _ => {
                 if let Some(parked) = self.queue.take(at) {
                     TAKEN.fetch_add(1, Ordering::Relaxed);
                     let length = parked.read_write().length as usize;
-                    parked.complete(NtStatus::SUCCESS, length, 1, at);
+                    parked.complete(NtStatus::SUCCESS, length, BOOST.load(Ordering::Relaxed) as u8, at);
                 }
                 irp.complete(NtStatus::SUCCESS, 0, at)
             }
@@ -248,15 +350,10 @@ impl Driver for Parking {
 
 /// A filter on a parking device.
 fn parking(at: &mut Irql<Passive>) -> core::result::Result<Stack, Verdict> {
-    let drivers = ok(device::register::<Parking, _>(at), "a driver")?;
-    let filters = ok(device::register::<Filter, _>(at), "a driver")?;
-    let lower =
-        ok(device::create_device(&drivers, Parking { queue: CancelSafeQueue::new() }, at), "a device")?;
-    let upper = ok(device::create_attached(&filters, &lower, Filter, at), "a device on top")?;
-    Ok(Stack { lower, upper })
+    let queue = ok(CancelSafeQueue::new(at), "a queue")?;
+    stack_of(Parking { queue }, at)
 }
 
-static DONE: [Event; MAX_PROCESSORS] = [const { Event::new(EventKind::Notification, false) }; MAX_PROCESSORS];
 const TAKE: Function = Function::Control(DeviceControl::new(0, 0, 0));
 
 fn write(length: u32) -> Function {
@@ -266,9 +363,10 @@ fn write(length: u32) -> Function {
 fn pending(at: &mut Irql<Passive>) -> Result {
     let stack = parking(at)?;
     let (lower, upper) = (&stack.lower, &stack.upper);
-    let mut first = ok(Request::new(upper.clone(), &DONE[0], at), "a request")?;
+    let mut first = ok(Request::new(upper.clone(), at), "a request")?;
     check(first.send(write(7), at) && !first.send(write(7), at), "it is sent once", 0, 0)?;
-    check(!DONE[0].is_signalled(), "it pends", 0, 0)?;
+    check(!first.is_ended(), "it pends", 0, 0)?;
+    is(first.wait_until(Some(Due::In(1000)), at).status, NtStatus::TIMEOUT, "a wait with a timeout")?;
     // At DISPATCH, as from a DPC.
     check(first.cancel(&mut at.raise::<Dispatch>()), "its routine is called", 0, 0)?;
     is(first.wait(at).status, NtStatus::CANCELLED, "how it ended")?;
@@ -284,10 +382,51 @@ fn pending(at: &mut Irql<Passive>) -> Result {
     let end = first.wait(at);
     is(end.status, NtStatus::SUCCESS, "how the taken one ended")?;
     equal(end.information as u64, 9, "its length")?;
-    // Cancelled before it waits: the insert sees it. A fresh packet is not cancelled.
-    let mut second = ok(Request::new(upper.clone(), &DONE[0], at), "a request")?;
-    check(second.send(write(1), at) && second.cancel(at), "cancelled", 0, 0)?;
-    is(second.wait(at).status, NtStatus::CANCELLED, "the second")
+    // Cancelled before it is queued: the insert sees it.
+    CANCEL_FIRST.store(true, Ordering::Relaxed);
+    let sent = first.send(write(1), at);
+    CANCEL_FIRST.store(false, Ordering::Relaxed);
+    check(sent && first.is_ended(), "it never waits", 0, 0)?;
+    is(first.wait(at).status, NtStatus::CANCELLED, "how it ended")
+}
+
+/// What a waiter was above its base when its request had ended.
+static ABOVE: AtomicU32 = AtomicU32::new(0);
+
+fn boost(at: &mut Irql<Passive>) -> Result {
+    fn waiter(at: &mut Irql<Passive>, _: usize) {
+        let target = TARGET.lock(at).clone();
+        let end = target.and_then(|target| send_and_wait(&target, write(1), at).ok());
+        let me = thread::current(at);
+        let above = me.scheduling().priority() - me.scheduling().base();
+        let ended = end.is_some_and(|end| end.status == NtStatus::SUCCESS);
+        ABOVE.store(if ended { above.into() } else { u32::MAX }, Ordering::Relaxed);
+    }
+    const INCREMENT: u32 = 6;
+    let stack = parking(at)?;
+    PARKED.store(0, Ordering::Relaxed);
+    ABOVE.store(0, Ordering::Relaxed);
+    *TARGET.lock(at) = Some(stack.upper.clone());
+    let waits = threads::spawn(&threads::here("waits", 8), waiter, 0, at);
+    let result = waits.and_then(|waits| {
+        while PARKED.load(Ordering::Relaxed) == 0 && ABOVE.load(Ordering::Relaxed) == 0 {
+            let _ = delay(Due::In(10_000), at);
+        }
+        // Until it waits for what is parked.
+        let _ = delay(Due::In(10_000), at);
+        BOOST.store(INCREMENT, Ordering::Relaxed);
+        let take = send_and_wait(&stack.lower, TAKE, at);
+        BOOST.store(1, Ordering::Relaxed);
+        while take.is_err() && send_and_wait(&stack.lower, TAKE, at).is_err() {}
+        threads::join(&waits, at)?;
+        ok(take, "a packet")
+    });
+    let target = TARGET.lock(at).take();
+    drop(target);
+    result?;
+    // It may have used up a quantum since.
+    let above = ABOVE.load(Ordering::Relaxed);
+    check((INCREMENT - 1..=INCREMENT).contains(&above), "priority above its base", above.into(), 0)
 }
 
 /// What the jobs send to.
@@ -304,7 +443,7 @@ fn send_and_cancel(at: &mut Irql<Passive>, processor: u32) {
     let target = TARGET.lock(at).clone();
     let Some(target) = target else { return };
     let mut random = Random::new(0x10_0000 + u64::from(processor));
-    let Ok(mut request) = Request::new(target.clone(), &DONE[processor as usize], at) else {
+    let Ok(mut request) = Request::new(target.clone(), at) else {
         WRONG.fetch_add(1, Ordering::Relaxed);
         return;
     };
@@ -352,53 +491,69 @@ fn storm(at: &mut Irql<Passive>) -> Result {
     equal(cancelled, sent - taken, "the others were cancelled")
 }
 
-/// Sends writes until it has gone round, by a reference of its own.
+/// Whose files are used while it goes.
+static GOING: SpinLock<Option<ObRef<KDriverObject>>, ObjectLock> = SpinLock::new(None);
+const GOES: Path<'_> = Path::new(wide!("\\Device\\Goes"));
+
+/// Opens files and writes to them, until there are none any more; the first processor has the driver go meanwhile.
 fn send_while_it_goes(at: &mut Irql<Passive>, processor: u32) {
-    let target = TARGET.lock(at).clone();
-    let Some(target) = target else { return };
-    let Ok(mut request) = Request::new(target, &DONE[processor as usize], at) else {
-        WRONG.fetch_add(1, Ordering::Relaxed);
-        return;
-    };
-    // The first processor's is the driver's last user: the others have gone, or not begun.
-    if processor == 0 {
-        let target = TARGET.lock(at).take();
-        drop(target);
-    }
+    let mut random = Random::new(0x20_0000 + u64::from(processor));
     for round in 0..ROUNDS {
-        if UNLOADED.load(Ordering::SeqCst) != 0 || !request.send(write(round), at) {
+        if processor == 0 && round == ROUNDS / 4 {
+            let driver = GOING.lock(at).clone();
+            let is_asked = driver.is_some_and(|driver| driver::unload(&driver, at).is_ok());
+            WRONG.fetch_add(u64::from(!is_asked), Ordering::Relaxed);
+        }
+        let file = match ob::namespace().open_as::<KFileObject>(GOES, at) {
+            Ok(file) => file,
+            // It goes, or has gone.
+            Err(NtStatus::NO_SUCH_DEVICE | NtStatus::OBJECT_NAME_NOT_FOUND) => break,
+            Err(_) => {
+                WRONG.fetch_add(1, Ordering::Relaxed);
+                break;
+            }
+        };
+        // As long as there is a file it isn't unloaded.
+        let Ok(mut request) = Request::for_file(file, at) else {
             WRONG.fetch_add(1, Ordering::Relaxed);
+            break;
+        };
+        if !request.send(write(round), at) || UNLOADED.load(Ordering::SeqCst) != 0 {
+            WRONG.fetch_add(1, Ordering::Relaxed);
+        }
+        if random.below(4) == 0 {
+            let _ = delay(Due::In(1_000), at);
         }
         request.cancel(at);
-        if request.wait(at).status != NtStatus::CANCELLED {
-            WRONG.fetch_add(1, Ordering::Relaxed);
-        }
+        let is_cancelled = request.wait(at).status == NtStatus::CANCELLED;
+        WRONG.fetch_add(u64::from(!is_cancelled), Ordering::Relaxed);
+        SENT.fetch_add(1, Ordering::Relaxed);
     }
-    SENT.fetch_add(1, Ordering::Relaxed);
 }
 
 fn unload(at: &mut Irql<Passive>) -> Result {
     UNLOADED.store(0, Ordering::SeqCst);
     WRONG.store(0, Ordering::Relaxed);
     SENT.store(0, Ordering::Relaxed);
-    let drivers = ok(device::register::<Parking, _>(at), "a driver")?;
-    let parking = Parking { queue: CancelSafeQueue::new() };
-    let only = ok(device::create_device(&drivers, parking, at), "a device")?;
-    // The driver is held by its device alone, the device by who sends to it.
-    drop(drivers);
-    *TARGET.lock(at) = Some(only);
+    let drivers = Loaded::new::<Parking>(at)?;
+    let queue = ok(CancelSafeQueue::new(at), "a queue")?;
+    let only = ok(device::create_device(&drivers.0, Parking { queue }, at), "a device")?;
+    ok(device::give_name(&only, GOES.name, at), "its name")?;
+    *GOING.lock(at) = Some(drivers.0.clone());
     everywhere::run(at, send_while_it_goes);
-    // The first processor has, unless it was refused its request.
-    let target = TARGET.lock(at).take();
-    drop(target);
+    let going = GOING.lock(at).take();
+    drop(going);
     equal(WRONG.load(Ordering::Relaxed), 0, "sent to a driver that was unloaded, or ended otherwise")?;
     check(SENT.load(Ordering::Relaxed) >= 1, "somebody sent", 0, 0)?;
-    // Ended by a work item where the last reference went at DISPATCH or with another object's end.
+    // By whoever had the last file, which may have ended in a worker.
     for _ in 0..1000 {
         if UNLOADED.load(Ordering::SeqCst) != 0 {
             break;
         }
         let _ = delay(Due::In(10_000), at);
     }
-    equal(UNLOADED.load(Ordering::SeqCst).into(), 1, "unloaded, once")
+    equal(UNLOADED.load(Ordering::SeqCst).into(), 1, "unloaded, once")?;
+    check(device::first_of(&drivers.0, at).is_none(), "without devices", 0, 0)?;
+    let gone = ob::namespace().open_as::<KDeviceObject>(GOES, at);
+    check(gone.is_err_and(|status| status == NtStatus::OBJECT_NAME_NOT_FOUND), "without a name", 0, 0)
 }

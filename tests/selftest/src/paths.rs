@@ -7,7 +7,7 @@ use arch::paging::PAGE;
 use kernel::ex::Resource;
 use kernel::io::null::Null;
 use kernel::io::objects::KFileObject;
-use kernel::io::{allocate, device};
+use kernel::io::{allocate, device, driver};
 use kernel::ke::apc::ProcessorMode;
 use kernel::ke::interrupt::{Claim, Interrupt, Request, Share, Source};
 use kernel::ke::{extended, ipi, thread, wait};
@@ -29,7 +29,6 @@ use sync::irql::{Irql, Passive};
 use sync::{InterruptLock, Once, resource};
 
 use crate::edu::LEVEL;
-use crate::held;
 use crate::runner::{Result, Test, Verdict, check, equal};
 
 extern crate alloc;
@@ -366,14 +365,15 @@ fn handles(at: &mut Irql<Passive>) -> Result {
 
 /// A driver, its device, the device's name and a file by that.
 fn a_file(at: &mut Irql<Passive>) -> Result {
-    let result = (|| {
-        let driver = device::register::<Null, _>(at)?;
-        let only = device::create_device(&driver, Null, at)?;
-        let path = wide!("\\Device\\Path");
-        device::give_name(&only, path, at)?;
-        let _named = held::Named(only);
-        ob::namespace().open_as::<KFileObject>(Path::new(path), at).map(drop)
-    })();
+    let result = driver::register::<Null, _>(at).and_then(|driver| {
+        let result = (|| {
+            let only = device::create_device(&driver, Null, at)?;
+            let path = wide!("\\Device\\Path");
+            device::give_name(&only, path, at)?;
+            ob::namespace().open_as::<KFileObject>(Path::new(path), at).map(drop)
+        })();
+        driver::unload(&driver, at).map(drop).and(result)
+    });
     allocate::trim(at);
     result.map_err(|_| REFUSED)
 }
