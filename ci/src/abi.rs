@@ -23,6 +23,16 @@ const COMPILER: &str = "x86_64-w64-mingw32-gcc";
 /// What the C program begins with. The two headers cannot stand in one program, so the second is another one.
 const HEADERS: [&str; 2] = ["ddk/wdm.h", "ddk/ntifs.h"];
 
+/// What the second declares, and the first doesn't.
+const IN_THE_SECOND: &[&str] = &[
+    "KQUEUE",
+    "KUSER_SHARED_DATA",
+    "RTL_SPLAY_LINKS",
+    "RTL_BALANCED_LINKS",
+    "RTL_AVL_TABLE",
+    "RTL_GENERIC_TABLE",
+];
+
 /// The version of NT that the headers are to declare: 10.0, the model of the kernel's interfaces.
 const VERSION: &str = "-D_WIN32_WINNT=0x0A00";
 
@@ -141,7 +151,7 @@ pub(crate) fn check() -> Result<()> {
 /// The header that declares a structure.
 fn header_of(structure: &str) -> &'static str {
     // ntddk.h and ntifs.h include wdm.h, and declare what it leaves out.
-    if ["KQUEUE", "KUSER_SHARED_DATA"].contains(&structure) { HEADERS[1] } else { HEADERS[0] }
+    if IN_THE_SECOND.contains(&structure) { HEADERS[1] } else { HEADERS[0] }
 }
 
 /// Builds the library, and returns where it is.

@@ -57,7 +57,7 @@ const STEPS: &[Step] = &[
     Step { name: "models", what: "loom models", run: run_models },
     Step {
         name: "miri",
-        what: "unit tests of sync and arch, memory's and objects' property tests, under Miri, where nightly has it",
+        what: "unit tests of sync and arch, property tests of memory, objects, security, under Miri, where nightly has it",
         run: miri,
     },
     Step { name: "boot-1", what: "self-tests on 1 processor", run: || boot(1) },
@@ -360,7 +360,7 @@ fn miri() -> Result<Done> {
     let units = ["-p", "sync", "-p", "arch", "--lib"];
     run(&units)?;
     run(&[&units[..], &["--features", "sync/verifier"]].concat())?;
-    // Memory's and objects', shortened so that each takes some tens of seconds (docs/verification.md).
+    // Memory's, objects' and what they rest on, shortened so that each takes some tens of seconds (docs/verification.md).
     let tests = [
         "mm_mdl",
         "mm_vad",
@@ -372,6 +372,9 @@ fn miri() -> Result<Done> {
         "mm_process",
         "ob_references",
         "ob_names",
+        "rtl_bitmap",
+        "rtl_tables",
+        "rtl_text",
     ];
     let tests = tests.map(|name| ["--test", name]);
     run(&[&["-p", "props"][..], tests.as_flattened()].concat())

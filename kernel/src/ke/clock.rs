@@ -40,7 +40,7 @@ static OFFSET: AtomicU64 = AtomicU64::new(0);
 static LONGEST: AtomicU64 = AtomicU64::new(0);
 
 /// 1970 in system time, whose zero is 1601.
-const UNIX_EPOCH: u64 = 11_644_473_600 * SECOND;
+const UNIX_EPOCH: u64 = crate::rtl::time::SECONDS_TO_1970 as u64 * SECOND;
 
 /// Time starts now.
 pub(crate) fn start() {

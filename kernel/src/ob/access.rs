@@ -141,6 +141,12 @@ pub struct GenericMapping {
 
 const _: () = assert!(size_of::<GenericMapping>() == 16);
 
+sync::nt_layout! {
+    [] GenericMapping = "GENERIC_MAPPING" {
+        read => "GenericRead", write => "GenericWrite", execute => "GenericExecute", all => "GenericAll",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

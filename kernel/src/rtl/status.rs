@@ -52,6 +52,10 @@ statuses! {
     GUARD_PAGE_VIOLATION = 0x8000_0001;
     /// The address is not aligned as it must be.
     DATATYPE_MISALIGNMENT = 0x8000_0002;
+    /// The buffer holds a part of the answer.
+    BUFFER_OVERFLOW = 0x8000_0005;
+    /// There is no further one.
+    NO_MORE_ENTRIES = 0x8000_001A;
     /// Something failed, without a better word.
     UNSUCCESSFUL = 0xC000_0001;
     /// Not there yet.
@@ -102,6 +106,32 @@ statuses! {
     MAPPED_ALIGNMENT = 0xC000_0220;
     /// The rights were not granted.
     ACCESS_DENIED = 0xC000_0022;
+    /// A token's owner can't be that.
+    INVALID_OWNER = 0xC000_005A;
+    /// A group that every user of the token is in.
+    CANT_DISABLE_MANDATORY = 0xC000_005D;
+    /// A group that counts only where something is denied.
+    CANT_ENABLE_DENY_ONLY = 0xC000_02B3;
+    /// The privilege is missing, or not enabled.
+    PRIVILEGE_NOT_HELD = 0xC000_0061;
+    /// Not all that was named could be changed.
+    NOT_ALL_ASSIGNED = 0x0000_0106;
+    /// Who acts for another may only know who it is.
+    BAD_IMPERSONATION_LEVEL = 0xC000_00A5;
+    /// No security descriptor.
+    INVALID_SECURITY_DESCR = 0xC000_0079;
+    /// A list can't be that long.
+    ALLOTTED_SPACE_EXCEEDED = 0xC000_0099;
+    /// It was deleted, and lives on for those who have it.
+    KEY_DELETED = 0xC000_017C;
+    /// It can't be deleted, as others need it.
+    CANNOT_DELETE = 0xC000_0121;
+    /// What was watched has changed; a look will show how.
+    NOTIFY_ENUM_DIR = 0x0000_010C;
+    /// What was watched is gone.
+    NOTIFY_CLEANUP = 0x0000_010B;
+    /// A UUID that no other of this machine's is, but perhaps another machine's: RPC_NT_UUID_LOCAL_ONLY.
+    UUID_LOCAL_ONLY = 0x4002_0056;
     /// The buffer can't hold the answer.
     BUFFER_TOO_SMALL = 0xC000_0023;
     /// The memory is not committed.

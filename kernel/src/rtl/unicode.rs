@@ -187,6 +187,18 @@ impl WideString {
 }
 
 impl WideString {
+    /// Units that are `bytes`, two each; an odd one is left out.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub fn of_bytes(bytes: &[u8]) -> Result<Self, NtStatus> {
+        let (pairs, _) = bytes.as_chunks();
+        if pairs.len() > Self::MOST {
+            return Err(NtStatus::NAME_TOO_LONG);
+        }
+        Self::filled(pairs.len(), pairs.iter().map(|pair| u16::from_le_bytes(*pair)))
+    }
+
     /// Text, in UTF-16.
     ///
     /// # Errors
@@ -230,6 +242,11 @@ impl<'a> WideBuffer<'a> {
     fn with_length(units: &'a mut [u16], length: usize) -> Self {
         let most = units.len().min(WideString::MOST);
         Self { length: length.min(most), units: &mut units[..most] }
+    }
+
+    /// Units that there are, used or not.
+    pub fn room(&self) -> usize {
+        self.units.len()
     }
 
     /// What is in it.
