@@ -31,6 +31,10 @@ const IN_THE_SECOND: &[&str] = &[
     "RTL_BALANCED_LINKS",
     "RTL_AVL_TABLE",
     "RTL_GENERIC_TABLE",
+    "SID",
+    "ACCESS_ALLOWED_ACE",
+    "SECURITY_DESCRIPTOR",
+    "SECURITY_DESCRIPTOR_RELATIVE",
 ];
 
 /// The version of NT that the headers are to declare: 10.0, the model of the kernel's interfaces.

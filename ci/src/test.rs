@@ -375,6 +375,10 @@ fn miri() -> Result<Done> {
         "rtl_bitmap",
         "rtl_tables",
         "rtl_text",
+        "se_access",
+        "se_assign",
+        "se_descriptors",
+        "se_tokens",
     ];
     let tests = tests.map(|name| ["--test", name]);
     run(&[&["-p", "props"][..], tests.as_flattened()].concat())

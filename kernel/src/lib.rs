@@ -1,8 +1,8 @@
 //! The executive.
 //!
 //! Reading order: `boot` (from the loader's jump to all processors online), `ke` (processors, exceptions, bugcheck,
-//! inter-processor requests, interrupt objects), `mm` (pages, pool), `ex` (the locks that threads sleep on), `ob` (objects), `kd` (the
-//! console), `rtl` (status codes).
+//! inter-processor requests, interrupt objects), `mm` (pages, pool), `ex` (the locks that threads sleep on), `ob` (objects), `se`
+//! (security), `kd` (the console), `rtl` (status codes, strings, what else everybody needs).
 //!
 //! An image is a small binary that calls `image!` with what it wants to run; the kernel's own is `main.rs`, the self-tests'
 //! is tests/selftest. On a host target the crate compiles to what can be tested there.
@@ -25,3 +25,4 @@ pub mod ke;
 pub mod mm;
 pub mod ob;
 pub mod rtl;
+pub mod se;
