@@ -24,6 +24,7 @@ mod explore;
 mod guest;
 mod hang;
 mod image;
+mod large;
 mod lines;
 mod loops;
 mod memory;

@@ -14,8 +14,8 @@ use crate::qemu::{Accel, Qemu};
 use crate::report::{self, Verdict};
 use crate::target::{GuestArgs, ImageChoice, Target};
 use crate::{
-    abi, bench, bochs, codegen, crash, debug, explore, lines, loops, models, mutants, process, profile,
-    recording, refusals, size, skips, trace, unsafe_count,
+    abi, bench, bochs, codegen, crash, debug, explore, large, lines, loops, models, mutants, process,
+    profile, recording, refusals, size, skips, trace, unsafe_count,
 };
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
@@ -70,7 +70,13 @@ const STEPS: &[Step] = &[
         what: "each allocation of each path refused, of a part of the tests, and of bring-up",
         run: inject,
     },
+    Step { name: "special", what: "pool, objects and threads with a guard page at each block", run: special },
     Step { name: "trim", what: "paged pool and lists of pages, paged pool trimmed at each raise", run: trim },
+    Step {
+        name: "large",
+        what: "bring-up with 16 GiB against 1 GiB, by the instruction counter",
+        run: large,
+    },
     Step { name: "clusters", what: "calls between 10 processors in two APIC clusters", run: clusters },
     Step { name: "idle", what: "8 idle processors are left alone for 5 seconds", run: idle },
     Step {
@@ -432,7 +438,9 @@ const PARTS: u64 = 12;
 fn inject() -> Result<Done> {
     let part = format!("part={}", mutants::turn()? % PARTS);
     let parts = format!("parts={PARTS}");
-    for (cpus, words) in [(2, vec!["inject", "only=paths::"]), (4, vec!["inject", &parts, &part])] {
+    for (cpus, words) in
+        [(2, vec!["inject", "only=paths::", &turn]), (4, vec!["inject", &parts, &part, &turn])]
+    {
         let append = words.into_iter().map(str::to_owned).collect();
         let args = GuestArgs { cpus, append, ..GuestArgs::default() };
         match within(&args, 3 * BOOT_TIMEOUT)? {
@@ -447,6 +455,26 @@ fn inject() -> Result<Done> {
 fn trim() -> Result<Done> {
     let words = ["trim", "only=memory_mdl::,memory_paged::,process_locked::"].map(str::to_owned);
     judged(&GuestArgs { cpus: 2, append: words.into(), ..GuestArgs::default() })
+}
+
+/// Special pool for every block, with the guard behind it and in front.
+fn special() -> Result<Done> {
+    for words in [&["special=all"][..], &["special=all", "special_before"]] {
+        let tests = "only=memory_pool::,memory_mdl::,ob::,ob_handles::,waits::,io::";
+        let append = words.iter().copied().chain([tests]).map(str::to_owned).collect();
+        match judged(&GuestArgs { cpus: 2, append, ..GuestArgs::default() })? {
+            Done::Passed => {}
+            other => return Ok(other),
+        }
+    }
+    Ok(Done::Passed)
+}
+
+fn large() -> Result<Done> {
+    if let Err(why) = Qemu::find()?.accel(Some(Accel::Icount)) {
+        return Ok(Done::Skipped(format!("{why:#}")));
+    }
+    Ok(if large::check()?.is_some() { Done::Passed } else { Done::Interrupted })
 }
 
 /// Sockets of nine processors have sixteen APIC ids each, so the tenth processor's is in another cluster.
