@@ -432,11 +432,13 @@ fn sixteen() -> Result<Done> {
     Ok(Done::Passed)
 }
 
-/// Of all self-tests, one part in so many is tried, another one with each commit: `make inject` tries all.
+/// Of all self-tests, one part in so many is tried, another one with each commit, and of a test's many allocations others: `make inject`
+/// tries all tests.
 const PARTS: u64 = 12;
 
 fn inject() -> Result<Done> {
-    let part = format!("part={}", mutants::turn()? % PARTS);
+    let turn = mutants::turn()?;
+    let (part, turn) = (format!("part={}", turn % PARTS), format!("turn={}", turn / PARTS));
     let parts = format!("parts={PARTS}");
     for (cpus, words) in
         [(2, vec!["inject", "only=paths::", &turn]), (4, vec!["inject", &parts, &part, &turn])]

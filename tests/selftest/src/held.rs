@@ -86,22 +86,33 @@ fn take(slot: &AtomicPtr<Thread>) -> Option<ThreadRef> {
     Some(unsafe { ThreadRef::from_raw(raw) })
 }
 
-/// Ends what runs or waits still of the test's threads, which ended before it told them to. How many it made that had not ended, and how
-/// many of them did not end in ten seconds: they wait for a lock that the test has kept.
-pub(crate) fn end_threads(at: &mut Irql<Passive>) -> (u32, u32) {
+/// What became of the test's threads.
+#[derive(Default)]
+pub(crate) struct Ended {
+    /// Some were noted, and their memory kept.
+    pub(crate) noted: bool,
+    /// So many had not ended.
+    pub(crate) ended: u32,
+    /// So many of these did not end in ten seconds: they wait for a lock that the test has kept.
+    pub(crate) stuck: u32,
+}
+
+/// Ends what runs or waits still of the test's threads, which ended before it told them to.
+pub(crate) fn end_threads(at: &mut Irql<Passive>) -> Ended {
     NOTES.store(false, Ordering::Relaxed);
-    let (mut count, mut stuck) = (0, 0);
+    let mut all = Ended::default();
     for it in THREADS.iter().filter_map(take) {
+        all.noted = true;
         if !it.is_terminated() {
-            count += 1;
+            all.ended += 1;
             // SAFETY: a test's thread, and the test is over: nobody looks at its stack, or waits for what it would do. What it held of
             //         the kernel's it held in a region, which ends first.
             let _ = unsafe { it.terminate(NtStatus::CANCELLED, at) };
             let ended = wait::for_single(&*it, Some(Due::In(100_000_000)), at);
-            stuck += u32::from(ended != NtStatus::SUCCESS);
+            all.stuck += u32::from(ended != NtStatus::SUCCESS);
         }
     }
-    (count, stuck)
+    all
 }
 
 /// Runs `f` where a value is dropped, which has no token.

@@ -3,14 +3,14 @@
 //! affinity or priority of the tests' thread.
 //!
 //! Where there are more than a few dozen, the later ones are sampled, the further apart the later; tests that take long get fewer.
-//! `parts=n part=k` takes every n-th test.
+//! `turn=n` says which: other turns come to others. `parts=n part=k` takes every n-th test.
 
 use arch::exit::Outcome;
 use kernel::boot::command_line::CommandLine;
 use kernel::boot::facts;
 use kernel::ke::clock;
 use kernel::mm::zeroing::Pause;
-use kernel::mm::{inject, paged, physical, pool, system_pte};
+use kernel::mm::{inject, paged, physical, pool, process, system_pte};
 use sync::irql::{Irql, Passive};
 
 use crate::runner::{self, Result, Test, Verdict, check, equal};
@@ -18,7 +18,9 @@ use crate::{everywhere, held};
 
 /// Allocations that are refused one by one.
 const EACH: u64 = 24;
-/// Microseconds of a test above which its later allocations are not tried.
+/// How many are, of a test that takes long.
+const FEW: u64 = 6;
+/// Microseconds of a test above which it takes long.
 const LONG: u64 = 300_000;
 
 pub(crate) fn run<'a>(tests: impl Iterator<Item = &'a Test>, at: &mut Irql<Passive>) -> Outcome {
@@ -49,10 +51,27 @@ pub(crate) fn run<'a>(tests: impl Iterator<Item = &'a Test>, at: &mut Irql<Passi
 
 /// `part=k` of `parts=n`: every n-th test, from the k-th. All without.
 fn part() -> (u64, u64) {
-    let line = CommandLine::new(facts().info.command_line);
-    let number = |name| line.number(name).and_then(core::result::Result::ok);
     let parts = number("parts").unwrap_or(1).max(1);
     (number("part").unwrap_or(0) % parts, parts)
+}
+
+fn number(name: &str) -> Option<u64> {
+    CommandLine::new(facts().info.command_line).number(name).and_then(core::result::Result::ok)
+}
+
+/// The allocations, of `count`, that are refused: one of each window, at a place that goes round with the turns.
+fn samples(count: u64, is_long: bool, turn: u64) -> impl Iterator<Item = u64> {
+    let mut window = 0..0;
+    core::iter::from_fn(move || {
+        let start = window.end;
+        let width = match is_long {
+            true => count.div_ceil(FEW),
+            false if start < EACH => 1,
+            false => start / 2,
+        };
+        window = start..(start + width).min(count);
+        (!window.is_empty()).then(|| 1 + start + turn % (window.end - start))
+    })
 }
 
 type Run = fn(&mut Irql<Passive>) -> Result;
@@ -69,11 +88,9 @@ fn every_failure(name: &str, test: Run, at: &mut Irql<Passive>) -> core::result:
     let took = clock::since_start() - start;
     inject::stop();
     result.and_then(|()| runner::left_no_memory(at)).map_err(|verdict| (0, verdict))?;
-    let last = if took > LONG { seen.min(EACH / 4) } else { seen };
-    let (mut n, mut refused) = (1, 0);
-    while n <= last {
+    let mut refused = 0;
+    for n in samples(seen, took > LONG, number("turn").unwrap_or(0)) {
         refused += one_failure(test, n, at).map_err(|verdict| (n, verdict))?;
-        n += if n < EACH { 1 } else { n / 2 };
     }
     Ok(refused)
 }
@@ -88,32 +105,41 @@ fn one_failure(test: Run, n: u64, at: &mut Irql<Passive>) -> core::result::Resul
     inject::fail_nth(n);
     let result = test(at);
     let refused = inject::stop();
-    let (ended, stuck) = held::end_threads(at);
+    let threads = held::end_threads(at);
     held::release(at);
-    check(stuck == 0, "threads that wait for what the test has kept", stuck.into(), n)?;
+    check(threads.stuck == 0, "threads that wait for what the test has kept", threads.stuck.into(), n)?;
     // Its allocations are not the same in every run; where none was refused, it must pass.
     if refused == 0 {
-        check(ended == 0, "threads that a test leaves", ended.into(), n)?;
-        // Threads that are noted keep their memory, which the test may have missed.
-        result.or_else(|_| test(at))?;
+        check(threads.ended == 0, "threads that a test leaves", threads.ended.into(), n)?;
+        match result {
+            // Threads that were noted kept their memory, which the test may have missed; nothing keeps it now.
+            Err(Verdict::Fail(..)) if threads.noted => test(at)?,
+            other => other?,
+        }
     }
     runner::left_clean()?;
     check(placed.holds(at), "left with another affinity or priority", n, 0)?;
     runner::left_no_memory(at)?;
     let after = memory(at);
-    equal(after.0.into(), before.0.into(), "pages lost or made")?;
-    equal(after.1.into(), before.1.into(), "pages promised")?;
+    for ((what, after), (_, before)) in after.into_iter().zip(before) {
+        equal(after, before, what)?;
+    }
     check(physical::verify(at).is_ok() && paged::verify(at).is_ok(), "damage", 0, 0)?;
     Ok(refused)
 }
 
-/// Free pages and those that became tables, which stay; and pages that are promised.
-fn memory(at: &mut Irql<Passive>) -> (u32, u32) {
+/// What must be the same behind a test: free pages and those that became tables, which stay; what is promised; addresses.
+fn memory(at: &mut Irql<Passive>) -> [(&'static str, u64); 4] {
     // A page that is being cleared is on no list.
     let _pause = Pause::begin(at);
     runner::settle(at);
     paged::drain(at);
     everywhere::run(at, |at, _| pool::drain_everything(at));
     let counts = physical::counts(at);
-    (counts.free + counts.zeroed + system_pte::table_pages(at), counts.promised)
+    [
+        ("pages lost or made", (counts.free + counts.zeroed + system_pte::table_pages(at)).into()),
+        ("pages promised", counts.promised.into()),
+        ("pages charged", process::here::commit().used()),
+        ("system PTEs that are free", system_pte::free(at) as u64),
+    ]
 }
