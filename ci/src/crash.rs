@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use Parameter::{Any, At, In, Is, Paged};
+use Parameter::{Any, At, In, Is, Paged, Told};
 use list::CRASHES;
 
 use crate::dump;
@@ -69,6 +69,8 @@ enum Parameter {
     At(&'static str),
     /// An address in paged pool, this far behind a page's start.
     Paged(u64),
+    /// This much more than the number behind this word in the log, the last such line's.
+    Told(&'static str, u64),
 }
 
 /// What `crash=` may name.
@@ -226,11 +228,28 @@ impl Headline {
                         return Err(format!("parameter {number} is the place {line:?}, not {text:?}"));
                     }
                 }
+                Told(what, offset) => {
+                    let base = told(log, what).ok_or_else(|| format!("the log tells of no {what}"))?;
+                    if is != base + offset {
+                        return Err(format!(
+                            "parameter {number} is {is:#x}, not {offset:#x} behind {base:#x}"
+                        ));
+                    }
+                }
                 Any | Is(_) | In(_) | Paged(_) => {}
             }
         }
         Ok(())
     }
+}
+
+/// The number in the last line of the log that is nothing but it and `what`.
+fn told(log: &str, what: &str) -> Option<u64> {
+    let number = |line: &str| {
+        line.split_once("] ")?.1.strip_prefix(what)?.trim().strip_prefix("0x").map(str::to_owned)
+    };
+    let digits = log.lines().filter_map(number).next_back()?;
+    u64::from_str_radix(&digits, 16).ok()
 }
 
 /// The line of source that the log names for a parameter.
@@ -278,6 +297,18 @@ mod tests {
         assert_eq!(place(&log, 2), None);
         assert_eq!(place("bugcheck parameter 3: ci/src/crash.rs:0", 3), None);
         assert_eq!(place("bugcheck parameter 3: no/such/file:7", 3), None);
+    }
+
+    #[test]
+    fn a_number_is_the_last_that_the_log_tells() {
+        let log = "[    0.1 00] block 0x12\r\n[    0.2 00] block 0xff00\r\n[    0.3 00] blocks 0x1\r\n";
+        assert_eq!(told(log, "block"), Some(0xFF00));
+        assert_eq!(told(log, "page"), None);
+        let headline = |offset| Headline { parameters: [Told("block", offset), Any, Any, Any], ..TRAP };
+        let stop = Stop { code: 0x7F, name: "TRAP".into(), parameters: [0xFF08, 1, 2, 3] };
+        assert_eq!(headline(8).compare(&stop, &Symbols::default(), log), Ok(()));
+        assert!(headline(0).compare(&stop, &Symbols::default(), log).is_err());
+        assert!(headline(8).compare(&stop, &Symbols::default(), "").is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Every deliberate end that the self-test image knows, and what must be told of it.
 
-use super::Parameter::{Any, At, In, Is, Paged};
+use super::Parameter::{Any, At, In, Is, Paged, Told};
 use super::{Crash, Headline, Parameter, Wanted};
 
 /// A stop code and its name.
@@ -133,21 +133,27 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("irp_marked_not_pending", 1, IO_MANAGER, [Is(0x1002), In("marks_and_succeeds"), Any, Is(0)]),
     crash("irp_dropped", 1, IO_MANAGER, [Is(0x1005), Is(0), Any, Is(0)]),
     crash("irp_ended_as_pending", 1, IO_MANAGER, [Is(0x1003), Is(0), Any, Is(0)]),
-    // The pool's: the block's address is in the log, the tags are "Mine" and "Othr".
-    crash("pool_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Any, Any]),
-    crash("pool_wrong_tag", 2, POOL_CALLER, [Is(0xA), Any, Is(MINE), Is(OTHER)]),
+    // The pool's: the log tells of the block, the tags are "Mine" and "Othr".
+    crash("pool_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Any, Told("block", 0)]),
+    crash("pool_wrong_tag", 2, POOL_CALLER, [Is(0xA), Told("block", 0), Is(MINE), Is(OTHER)]),
     // At CLOCK, 100 bytes.
     crash("pool_above_dispatch", 1, POOL_CALLER, [Is(8), Is(13), Is(0), Is(100)]),
-    crash("pool_overrun", 2, POOL_HEADER, [Is(0x21), Any, Is(MINE), Any]),
-    crash("pool_underrun", 2, POOL_HEADER, [Is(0x20), Any, Any, Any]),
-    crash("pool_use_after_free", 2, POOL_HEADER, [Is(0x3), Any, Is(MINE), Any]),
-    crash("pool_page_freed_twice", 2, PFN, [Any; 4]),
+    crash("pool_overrun", 2, POOL_HEADER, [Is(0x21), Told("block", 0), Is(MINE), Told("block", 100)]),
+    crash("pool_underrun", 2, POOL_HEADER, [Is(0x20), Told("block", 0), Any, Any]),
+    crash("pool_use_after_free", 2, POOL_HEADER, [Is(0x3), Told("block", 0), Is(MINE), Told("block", 50)]),
+    // Its number; free (2), in a processor's cache (0xFE); no reference.
+    crash("pool_page_freed_twice", 2, PFN, [Told("page", 0), Is(0xFE02), Is(0), Any]),
     // A write (1), at PASSIVE, of the guard page.
-    crash("pool_special_overrun", 2, FAULT, [Any, Is(1), Any, Is(0)]),
-    crash("pool_special_small_overrun", 2, POOL_HEADER, [Is(0x21), Any, Is(MINE), Any]),
+    crash("pool_special_overrun", 2, FAULT, [Told("block", 112), Is(1), In("misuse_pool"), Is(0)]),
+    crash(
+        "pool_special_small_overrun",
+        2,
+        POOL_HEADER,
+        [Is(0x21), Told("block", 0), Is(MINE), Told("block", 100)],
+    ),
     // A read (0), at DISPATCH (2).
-    crash("pool_special_use_after_free", 2, NOT_LESS, [Any, Is(2), Is(0), Any]),
-    crash("pool_special_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Is(0), Any]),
+    crash("pool_special_use_after_free", 2, NOT_LESS, [Told("block", 0), Is(2), Is(0), In("misuse_pool")]),
+    crash("pool_special_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Is(0), Told("block", 0)]),
     // Paged pool's: the eighth byte of a page.
     // A write of a page that was never touched.
     crash("paged_at_dispatch", 2, NOT_LESS, [Paged(8), Is(2), Is(1), In("misuse_paged")]),
@@ -160,9 +166,9 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("paged_unreadable", 2, IN_PAGE, [Any, Is(0xC000_0001), Is(0), Paged(8)]),
     // A fetch; it is nobody's code.
     crash("paged_executed", 2, FAULT, [Paged(8), Is(8), Paged(8), Is(0)]),
-    crash("paged_wrong_tag", 2, POOL_CALLER, [Is(0xA), Paged(0), Is(MINE), Is(OTHER)]),
-    crash("paged_small_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Any, Any]),
-    crash("paged_small_overrun", 2, POOL_HEADER, [Is(0x21), Any, Is(MINE), Any]),
+    crash("paged_wrong_tag", 2, POOL_CALLER, [Is(0xA), Told("block", 0), Is(MINE), Is(OTHER)]),
+    crash("paged_small_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Any, Told("block", 0)]),
+    crash("paged_small_overrun", 2, POOL_HEADER, [Is(0x21), Told("block", 0), Is(MINE), Told("block", 100)]),
     // At DISPATCH, paged pool (1).
     crash("paged_dropped_at_dispatch", 2, POOL_CALLER, [Is(9), Is(2), Is(1), Any]),
     // A latched chain whose ISR claims in every pass: the first vector of level 5, and the passes.
@@ -183,10 +189,10 @@ pub(super) const CRASHES: &[Crash] = &[
     // HIGH instead of 5; the third is an ISR (3).
     crash("isr_at_another_level", 1, LEVEL, [Is(15), Is(5), In("forgets_in_its_isr"), Is(3)]),
     // Two references and one share: the lock's is still there.
-    crash("mdl_page_freed", 2, PFN, [Any, Any, Is(0x1_0000_0002), Any]),
-    crash("mdl_unlocked_twice", 2, MEMORY, [Is(0x409), Any, Is(0), Any]),
+    crash("mdl_page_freed", 2, PFN, [Told("page", 0), Any, Is(0x1_0000_0002), Any]),
+    crash("mdl_unlocked_twice", 2, MEMORY, [Is(0x409), Told("list", 0), Is(0), Told("buffer", 0)]),
     // Pages locked (0x02) for writing (0x80).
-    crash("mdl_freed", 2, MEMORY, [Is(0x407), Any, Is(0x82), Any]),
+    crash("mdl_freed", 2, MEMORY, [Is(0x407), Told("list", 0), Is(0x82), Told("buffer", 0)]),
     // The checked build's, and the raw interface's. `At` is the line that is to blame.
     // The lock's word says processor 0, plus one.
     crash("spin_lock_taken_twice", 1, OWNED, [Any, Is(1), At("taken by its owner"), Is(0)]),
@@ -221,15 +227,15 @@ pub(super) const CRASHES: &[Crash] = &[
     // A token is used at another level: found PASSIVE where DISPATCH is the least and the most.
     crash("token_at_another_level", 1, LEVEL, [Is(0), Is(2), At("at another level"), Is(2)]),
     // Pages locked (0x02) and mapped (0x01).
-    crash("mdl_pages_freed_mapped", 2, MEMORY, [Is(0x40D), Any, Is(0x03), Is(0)]),
-    crash("contiguous_freed_twice", 2, POOL_CALLER, [Is(0x60), Any, Is(0), Is(0)]),
+    crash("mdl_pages_freed_mapped", 2, MEMORY, [Is(0x40D), Told("list", 0), Is(0x03), Is(0)]),
+    crash("contiguous_freed_twice", 2, POOL_CALLER, [Is(0x60), Told("block", 0), Is(0), Is(0)]),
     // Its second page.
-    crash("contiguous_freed_inside", 2, POOL_CALLER, [Is(0x60), Any, Is(0), Is(0)]),
-    // There, and a write.
-    crash("executable_writes_into_itself", 2, WRITE, [Any, Is(3), Any, Is(0)]),
-    crash("executable_run_at_high", 2, EXECUTE, [Any, Is(0x11), Any, Is(0)]),
-    crash("executable_wrong_tag", 2, POOL_CALLER, [Is(0xA), Any, Is(MINE), Is(OTHER)]),
-    crash("executable_freed_twice", 2, POOL_CALLER, [Is(7), Is(MINE), Is(0), Any]),
+    crash("contiguous_freed_inside", 2, POOL_CALLER, [Is(0x60), Told("block", 4096), Is(0), Is(0)]),
+    // There, and a write, of what is behind the instruction.
+    crash("executable_writes_into_itself", 2, WRITE, [Told("block", 7), Is(3), Told("block", 0), Is(0)]),
+    crash("executable_run_at_high", 2, EXECUTE, [Told("block", 0), Is(0x11), Told("block", 0), Is(0)]),
+    crash("executable_wrong_tag", 2, POOL_CALLER, [Is(0xA), Told("block", 0), Is(MINE), Is(OTHER)]),
+    crash("executable_freed_twice", 2, POOL_CALLER, [Is(7), Is(MINE), Is(0), Told("block", 0)]),
     // At DISPATCH, paged pool (1), 100 bytes.
     crash("nt_pool_paged_at_dispatch", 2, POOL_CALLER, [Is(8), Is(2), Is(1), Is(100)]),
     // STATUS_INSUFFICIENT_RESOURCES, which nobody handles.

@@ -354,6 +354,7 @@ fn misuse_executable(name: &str, at: &mut Irql<Passive>) {
     const OTHER: u32 = Tag::new(b"Othr").value();
     let kind = if name == "nt_pool_paged_at_dispatch" { 1 } else { 0 };
     let Some(block) = NonNull::new(nt::allocate_with_tag(kind, 100, MINE)) else { return };
+    kernel::info!("block {block:?}");
     // SAFETY: none; each is found.
     unsafe {
         match name {
@@ -388,6 +389,7 @@ fn misuse_executable(name: &str, at: &mut Irql<Passive>) {
 /// Each misuse of contiguous memory.
 fn misuse_contiguous(name: &str, at: &mut Irql<Passive>) {
     let Ok(block) = contiguous::allocate(3 * 4096, Place::ANYWHERE, at) else { return };
+    kernel::info!("block {block:?}");
     // SAFETY: none; both are found.
     unsafe {
         if name == "contiguous_freed_twice" {
@@ -404,13 +406,18 @@ fn misuse_mdl(name: &str, at: &mut Irql<Passive>) {
     if name == "mdl_pages_freed_mapped" {
         let choice = Choice { lowest: 0, highest: u64::MAX, skip: 0, leave_content: true, all: true };
         let Ok(mut mdl) = mdl_pages::allocate_pages(4096, &choice, at) else { return };
+        kernel::info!("list {:?}", mdl.as_raw());
         // SAFETY: our own page.
         let _ = unsafe { mdl_pages::map(&mut mdl, Access::Write, Caching::WriteBack, at) };
         // SAFETY: allocated with its pages above, and left as it was.
         unsafe { mdl_pages::free_pages(&mut mdl, at) };
     }
     let Ok(page) = physical::allocate(at) else { return };
-    let Ok(mut mdl) = mdl_pages::allocate(physical::address(page.number()), 100, at) else { return };
+    let buffer = physical::address(page.number());
+    let Ok(mut mdl) = mdl_pages::allocate(buffer, 100, at) else { return };
+    kernel::info!("page {:#x}", page.number().number());
+    kernel::info!("buffer {buffer:?}");
+    kernel::info!("list {:?}", mdl.as_raw());
     if mdl_pages::probe_and_lock_nonpaged(&mut mdl, Operation::Write, at).is_err() {
         return;
     }
@@ -481,6 +488,7 @@ fn misuse_paged(name: &str, at: &mut Irql<Passive>) {
 }
 
 /// Each misuse of the pool, on a block of 100 bytes. The harness wants the second tag where one is reported.
+#[inline(never)]
 fn misuse_pool(name: &str, at: &mut Irql<Passive>) {
     const MINE: Tag = Tag::new(b"Mine");
     const OTHER: Tag = Tag::new(b"Othr");
@@ -538,6 +546,7 @@ fn misuse_pool(name: &str, at: &mut Irql<Passive>) {
             "pool_page_freed_twice" => {
                 if let Ok(page) = physical::allocate(at) {
                     let number = page.number();
+                    kernel::info!("page {:#x}", number.number());
                     physical::free(page, at);
                     physical::free(Page::from_number(number), at);
                 }
