@@ -232,6 +232,7 @@ fn area(address: u64) -> &'static str {
         Some(layout::STACKS) => "the guard pages below a stack",
         Some(layout::PAGED_POOL) => "paged pool: above APC, or a block that nobody has",
         Some(layout::PAGED_POOL_ENTRIES) => "an entry of paged pool that isn't made yet",
+        Some(layout::SESSION) => "session space, which nobody has yet",
         Some(layout::KUSER_SHARED_DATA) => "the page shared with users",
         Some(_) => "behind the image",
         None => "no part of the address space",

@@ -20,6 +20,9 @@ pub const PAGED_POOL: u64 = 0xFFFF_E800_0000_0000;
 pub const PAGED_POOL_ENTRIES: u64 = 0xFFFF_E840_0000_0000;
 /// KUSER_SHARED_DATA, one page, where NT has it and drivers read it.
 pub const KUSER_SHARED_DATA: u64 = 0xFFFF_F780_0000_0000;
+/// Session space, where NT had it, for later: nothing is mapped. One entry of the root and all behind it, so that the processes of a
+/// session can share it and others have another.
+pub const SESSION: u64 = 0xFFFF_F900_0000_0000;
 /// The image.
 pub const IMAGE: u64 = 0xFFFF_FFFF_8000_0000;
 
@@ -27,7 +30,7 @@ const TIB: u64 = 1 << 40;
 const GIB: u64 = 1 << 30;
 
 /// The parts, ascending: name, first byte, bytes.
-pub const MAP: [(&str, u64, u64); 9] = [
+pub const MAP: [(&str, u64, u64); 10] = [
     ("all of memory", DIRECT, 64 * TIB),
     ("PFN database", PFN_DATABASE, TIB / 2),
     ("devices", DEVICES, TIB / 2),
@@ -36,6 +39,7 @@ pub const MAP: [(&str, u64, u64); 9] = [
     ("paged pool", PAGED_POOL, TIB / 4),
     ("paged pool's entries", PAGED_POOL_ENTRIES, TIB / 4),
     ("KUSER_SHARED_DATA", KUSER_SHARED_DATA, 4096),
+    ("session space", SESSION, TIB / 2),
     ("image", IMAGE, 2 * GIB - 4096),
 ];
 
@@ -45,6 +49,7 @@ const _: () = {
         assert!(MAP[at - 1].1 + MAP[at - 1].2 <= MAP[at].1, "two parts of the map overlap");
         at += 1;
     }
+    assert!(SESSION.is_multiple_of(TIB / 2), "session space is one entry of the root");
 };
 
 /// The first byte of the part that `address` lies in.
