@@ -154,11 +154,12 @@ fn back(
             let chunks = group * GROUP..(group + 1) * GROUP;
             // One look at the map for most groups: by chunks, it would be what a boot with much memory takes longest for.
             let all = PageRange { start: chunks.start * CHUNK, end: chunks.end.saturating_mul(CHUNK) };
-            if (memory.clone().any(|range| range.covers(all)) || chunks.clone().all(has_memory))
-                && let Some(physical) = early.contiguous_high(LARGE, LARGE)
-            {
-                map_entries(chunks.start, physical, LARGE, space, early)?;
-                continue;
+            if memory.clone().any(|range| range.covers(all)) || chunks.clone().all(has_memory) {
+                if let Some(physical) = early.contiguous_high(LARGE, LARGE) {
+                    map_entries(chunks.start, physical, LARGE, space, early)?;
+                    continue;
+                }
+                crate::info!("PFN database: no 2 MiB in a row, so by small pages");
             }
             for chunk in chunks.filter(|&chunk| has_memory(chunk)) {
                 let physical = early.contiguous_high(CHUNK_ENTRIES, PAGE).ok_or(OutOfPages)?;
