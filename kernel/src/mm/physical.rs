@@ -247,6 +247,15 @@ pub fn free<L: Below<PageCacheAccess>>(page: Page, at: &mut Irql<L>) {
     here(at, |cache, at| PAGES.free(page, cache, at));
 }
 
+/// Takes a page back that must not be used again: its memory is broken. Nobody has it for good.
+///
+/// # Bugchecks
+/// As [`free`].
+#[doc(alias = "MmMarkPhysicalMemoryAsBad")]
+pub fn retire<L: Below<PageCacheAccess>>(page: Page, at: &mut Irql<L>) {
+    here(at, |_, at| PAGES.with(at, |frames| frames.retire(page.into_number())));
+}
+
 /// Takes a page back: at once, or when the last use by its physical address ends.
 pub(super) fn discard<L: Below<PageCacheAccess>>(page: Page, at: &mut Irql<L>) {
     here(at, |cache, at| PAGES.discard(page, cache, at));

@@ -41,6 +41,7 @@ enum Op {
     Promise(u32),
     Unpromise(u32),
     Keep,
+    Retire(u16),
 }
 
 /// What a random number stands for. One number an operation: a million values of a nested strategy take a minute to draw.
@@ -79,6 +80,7 @@ fn op(random: u64) -> Op {
             Op::Within(1 + u32::from(a) % 40, PageRange { start, end: start + 1 + u32::from(b) % 900 })
         }
         44 => Op::Unpromise(c % 40),
+        45 if b.is_multiple_of(64) => Op::Retire(a),
         45 => Op::Pair(cache),
         _ => Op::Keep,
     }
@@ -99,6 +101,7 @@ enum Is {
     Zeroed,
     Standby,
     Modified,
+    Bad,
 }
 
 const FRESH: Is = Is::Active { references: 1, shares: 1, dirty: false };
@@ -392,6 +395,14 @@ impl Model<'_> {
                     }
                 }
             }
+            // For good: whoever is given it again finds it marked.
+            Op::Retire(which) => {
+                let alone = |is| matches!(is, Is::Active { references: 1, shares: 1, .. });
+                if let Some((page, _)) = self.pick(which, alone) {
+                    self.frames(|frames| frames.retire(page));
+                    self.used.insert(page, Is::Bad);
+                }
+            }
             // It takes until the next such step, and doesn't always succeed.
             Op::Write(fails) => match self.writing.take() {
                 Some(page) => {
@@ -426,8 +437,8 @@ impl Model<'_> {
         let counts = self.frames(|frames| frames.verify()).unwrap_or_else(|wrong| panic!("{wrong:?}"));
         let is = |wanted: Is| self.used.values().filter(|&&is| is == wanted).count() as u32;
         assert_eq!(
-            (counts.zeroed, counts.standby, counts.modified),
-            (is(Is::Zeroed), is(Is::Standby), is(Is::Modified))
+            (counts.zeroed, counts.standby, counts.modified, counts.bad),
+            (is(Is::Zeroed), is(Is::Standby), is(Is::Modified), is(Is::Bad))
         );
         assert_eq!(counts.promised, self.promised);
         let total = self.used.len() as u32 + self.cached() + counts.free;
@@ -440,6 +451,7 @@ impl Model<'_> {
                 Is::Zeroed => State::Zeroed,
                 Is::Standby => State::Standby,
                 Is::Modified => State::Modified,
+                Is::Bad => State::Bad,
             };
             assert_eq!(memory.entry(page).state(), Some(wanted), "{page:?}");
             if let Is::Active { references, shares, .. } = is {
