@@ -21,3 +21,13 @@ pub unsafe fn eoi() {
 pub fn eois() -> u64 {
     EOIS.with(Cell::get)
 }
+
+/// The vectors in service: none, as a virtual processor's handlers end before anything else.
+pub fn in_service() -> [u32; 8] {
+    [0; 8]
+}
+
+/// Is the bit of `vector` set?
+pub fn bit(bits: &[u32; 8], vector: u8) -> bool {
+    bits[usize::from(vector / 32)] >> (vector % 32) & 1 != 0
+}

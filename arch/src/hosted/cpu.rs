@@ -8,7 +8,7 @@ use core::cell::Cell;
 #[cfg(not(loom))]
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::{inject, per_processor};
+use super::{inject, pcr, per_processor, trap};
 
 /// Processors that one machine can have: the width of a processor mask.
 pub const MAX: u32 = 64;
@@ -42,6 +42,49 @@ pub fn enter(number: u32) -> Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         ENTERED.with(|e| e.set(self.before));
+    }
+}
+
+/// As [`enter`], for a virtual processor (`pcr`), which comes and goes.
+pub(super) fn become_number(number: Option<u32>) {
+    ENTERED.with(|entered| entered.set(number));
+}
+
+/// IF; a thread that is no virtual processor has it set for good.
+pub fn interrupts_enabled() -> bool {
+    pcr::installed().is_none_or(pcr::Pcr::is_enabled)
+}
+
+/// Masks interrupts of a virtual processor.
+///
+/// # Safety
+/// As on the machine.
+pub unsafe fn cli() {
+    if let Some(here) = pcr::installed() {
+        here.enable(false);
+    }
+}
+
+/// Lets them in, at once.
+///
+/// # Safety
+/// As on the machine.
+pub unsafe fn sti() {
+    if let Some(here) = pcr::installed() {
+        here.enable(true);
+        inject::point();
+    }
+}
+
+/// Lets them in and halts until one has come.
+///
+/// # Safety
+/// As on the machine.
+pub unsafe fn sti_hlt() {
+    if let Some(here) = pcr::installed() {
+        (trap::upcalls().halt)(here);
+        here.enable(true);
+        trap::take();
     }
 }
 

@@ -13,7 +13,7 @@
 use core::cell::Cell;
 use core::ptr;
 
-use super::irql;
+use super::{irql, trap};
 
 /// What became of the interrupt of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,7 @@ pub fn point() {
     if let Some(injection) = unsafe { armed.as_ref() } {
         injection.step();
     }
+    trap::point();
 }
 
 impl<'a> Source<'a> {

@@ -27,8 +27,8 @@ pub unsafe fn set(level: u8) {
     inject::point();
 }
 
-/// The level, without being an injection point itself: for the injector.
-pub(super) fn peek() -> u8 {
+/// The level, without being an injection point itself: for the injector, and who watches it.
+pub fn peek() -> u8 {
     CR8.with(Cell::get)
 }
 

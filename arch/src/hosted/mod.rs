@@ -7,13 +7,20 @@
 //! What it adds to the interface, for tests alone:
 //! - [`inject`]: every call of this interface is a point at which a virtual interrupt can be made to arrive;
 //! - [`cpu::enter`]: which processor this thread is;
-//! - [`stop::catch`]: the bugcheck that a piece of code ends in.
+//! - [`stop::catch`]: the bugcheck that a piece of code ends in;
+//! - [`pcr`], [`switch`], [`trap`]: processors that switch between threads, each of which is a thread of the host, and are interrupted as
+//!   the machine is: for the scheduler (kernel/src/ke/hosted).
 
 pub mod apic;
+#[doc(hidden)]
+pub mod aside;
 pub mod cpu;
 pub mod inject;
 pub mod irql;
+pub mod pcr;
 pub mod stop;
+pub mod switch;
+pub mod trap;
 
 pub use stop::fatal;
 

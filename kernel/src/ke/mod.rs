@@ -25,7 +25,6 @@ pub mod freeze;
 pub mod gate;
 #[cfg(not(target_os = "none"))]
 pub mod hosted;
-#[cfg(target_os = "none")]
 pub mod idle;
 pub mod interrupt;
 #[cfg(target_os = "none")]
@@ -57,6 +56,6 @@ pub mod wait;
 pub mod watchdog;
 
 #[cfg(not(target_os = "none"))]
-use hosted::prcb;
-#[cfg(not(target_os = "none"))]
 pub use hosted::{apc, clock, thread};
+#[cfg(not(target_os = "none"))]
+use hosted::{dispatch, extended, prcb, tick};

@@ -61,6 +61,11 @@ where
     queue::finish::<L>(thread, claim == Claim::Wake, 0, &mut raised);
 }
 
+/// The only APC is delivered before a wait, and nowhere else.
+pub(in crate::ke) fn requests_delivery(_: &Thread) -> bool {
+    false
+}
+
 /// It is delivered: nothing but that.
 pub(in crate::ke) fn deliver_before_a_wait<L: CanWait>(at: &mut Irql<L>) {
     thread::current(at).attention.clear(Signs::SPECIAL_APC);

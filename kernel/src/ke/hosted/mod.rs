@@ -1,7 +1,8 @@
-//! A machine for host tests, on which dispatcher objects and waits run as they ship: object.rs, event.rs, semaphore.rs, mutant.rs, gate.rs,
-//! queue.rs, all of `wait`, `apc::alert`, the wheel and the protocols of `sync`.
+//! Two machines for host tests. On both, dispatcher objects and waits run as they ship: object.rs, event.rs, semaphore.rs, mutant.rs, gate.rs,
+//! queue.rs, all of `wait`, `apc::alert`, the wheel and the protocols of `sync`. On [`processors::Processors`] so do the scheduler, its
+//! switch and the idle loop, and who runs is theirs to say. On [`Machine`] it is the test's.
 //!
-//! What is not the shipped code: a [`thread`] has only what waits need of it, a switch passes a baton between threads of the host
+//! What is not the shipped code on the latter: a [`thread`] has only what waits need of it, a switch passes a baton between threads of the host
 //! (`sched`), the only kernel APC does nothing ([`apc`]), timers are in one table that the test looks at (timer/hosted.rs), and time is what
 //! the test says ([`clock`]).
 //!
@@ -11,15 +12,20 @@
 //!
 //! Invariants: M1 whoever has the baton runs; everybody else of the machine stands in `take_turn`.
 //!             M2 a thread is made ready once for each wait, having been put down as waiting.
-//! Tests:      this is for tests/props/tests/dispatcher.rs, wait_schedules.rs.
+//! Tests:      this is for tests/props/tests/dispatcher.rs, wait_schedules.rs; processors.rs for switches.rs.
 
 #![expect(clippy::disallowed_methods, reason = "of a host's tests, where memory doesn't run out")]
 
 pub mod apc;
 pub mod clock;
+pub(in crate::ke) mod dispatch;
+pub(in crate::ke) mod extended;
 pub(in crate::ke) mod prcb;
+pub mod processors;
 pub(in crate::ke) mod sched;
+pub(in crate::ke) mod space;
 pub mod thread;
+pub(in crate::ke) mod tick;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::boxed::Box;
@@ -31,8 +37,9 @@ use std::vec::Vec;
 
 use sync::irql::{Dispatch, Irql, Passive};
 
+use super::sched::Schedulable;
 use super::timer;
-use thread::Thread;
+use thread::{Name, Thread};
 
 /// As often as this nobody spins for nobody.
 const MOST_SPINS: u32 = 1000;
@@ -122,7 +129,9 @@ impl Machine {
     pub fn spawn(&'static self) -> usize {
         let mut state = self.state();
         let number = state.slots.len();
-        let thread: &'static Thread = Box::leak(Box::new(Thread::new(self, number)));
+        let part = Schedulable::new(8, 1, 0, thread::quantum());
+        let thread: &'static Thread = Box::leak(Box::new(Thread::new(part, Name::new("thread"))));
+        thread.enter(self, number);
         let host = std::thread::Builder::new().stack_size(256 << 10);
         let host = host.spawn(move || self.run(thread)).expect("a thread of the host");
         state.slots.push(Slot { thread, stage: Stage::Done(0), command: None, host: Some(host) });

@@ -1,18 +1,28 @@
-//! The scheduler's place in a machine for tests: a switch is the passing of a baton, and who is ready is the test's to run. The hand-off
-//! is as shipped.
+//! What begins and ends waits: of a thread that has a virtual processor, the shipped scheduler ([`processors`](super::processors)); of others,
+//! the test: a switch is the passing of a baton, and who is ready is the test's to run. The hand-off is as shipped.
 
 use arch::service::NothingInService;
 use sync::handoff::Wake;
 use sync::irql::{Below, Dispatch, Irql, Level, ThreadLock};
 
+use super::super::sched::shipped;
 use super::Stage;
 use super::thread::{self, Thread};
 
-/// The running thread waits. Returns when the test runs it again.
+/// Does the caller run on a virtual processor?
+fn is_scheduled() -> bool {
+    arch::pcr::installed().is_some()
+}
+
+/// The running thread waits. Returns when it runs again.
 ///
 /// # Safety
 /// Whoever ends the wait calls `handoff.wake` once.
-pub(in crate::ke) unsafe fn block(at: &mut Irql<Dispatch>, _: NothingInService) {
+pub(in crate::ke) unsafe fn block(at: &mut Irql<Dispatch>, nothing: NothingInService) {
+    if is_scheduled() {
+        // SAFETY: the caller's.
+        return unsafe { shipped::block(at, nothing) };
+    }
     at.check();
     let me = thread::mine();
     let machine = me.machine();
@@ -47,14 +57,22 @@ fn put(thread: &Thread) {
 ///
 /// # Safety
 /// The caller ended its wait, just now, and once.
-pub(in crate::ke) unsafe fn make_ready<L: Below<ThreadLock>>(thread: &Thread, _: u8, at: &mut Irql<L>) {
+pub(in crate::ke) unsafe fn make_ready<L: Below<ThreadLock>>(
+    thread: &Thread,
+    increment: u8,
+    at: &mut Irql<L>,
+) {
+    if is_scheduled() {
+        // SAFETY: the caller's.
+        return unsafe { shipped::make_ready(thread, increment, at) };
+    }
     at.check();
     if thread.handoff.wake() == Wake::Now {
         put(thread);
     }
 }
 
-/// [`make_ready`], and nobody runs at once.
+/// [`make_ready`], and what follows from it.
 ///
 /// # Safety
 /// As [`make_ready`].
@@ -63,18 +81,26 @@ pub(in crate::ke) unsafe fn make_ready_and_leave<L: Level>(
     increment: u8,
     at: &mut Irql<Dispatch>,
 ) {
+    if is_scheduled() {
+        // SAFETY: the caller's.
+        return unsafe { shipped::make_ready_and_leave::<L>(thread, increment, at) };
+    }
     // SAFETY: the caller's.
     unsafe { make_ready(thread, increment, at) };
-    after_signal::<L>(at);
 }
 
-/// Nobody is preempted here.
-#[expect(clippy::extra_unused_type_parameters, reason = "the shipped one asks for the level")]
+/// Without the scheduler nobody is preempted.
 pub(in crate::ke) fn after_signal<L: Level>(at: &mut Irql<Dispatch>) {
+    if is_scheduled() {
+        return shipped::after_signal::<L>(at);
+    }
     at.check();
 }
 
-/// The test looks.
+/// Without the scheduler, the test looks.
 pub(in crate::ke) fn leave_a_look(at: &mut Irql<Dispatch>) {
+    if is_scheduled() {
+        return shipped::leave_a_look(at);
+    }
     at.check();
 }

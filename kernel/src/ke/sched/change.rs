@@ -151,6 +151,7 @@ fn try_change(thread: &Thread, how: &impl Fn(&Schedulable), at: &mut Irql<Thread
 
 /// The processor that `thread` runs on, if it runs. Under its lock: if it doesn't, whichever processor switches to it next sees what was
 /// stored before this.
+#[cfg(target_os = "none")]
 pub(in crate::ke) fn runs_on(thread: &Thread, at: &mut Irql<ThreadLock>) -> Option<u32> {
     let it = &thread.sched;
     loop {

@@ -31,10 +31,13 @@ use super::ready;
 use super::schedulable::{PackedPlace, Place, Schedulable};
 #[cfg(feature = "verifier")]
 use super::verify;
+#[cfg(not(target_os = "none"))]
+use crate::ke::hosted::space as here;
+#[cfg(target_os = "none")]
 use crate::mm::process::here;
 
 /// The processors that have nothing to run.
-pub(super) static IDLE: IdleSet = IdleSet::new();
+pub(in crate::ke) static IDLE: IdleSet = IdleSet::new();
 
 /// In a PRCB.
 pub struct PerProcessor {
@@ -101,7 +104,7 @@ impl PerProcessor {
 
     /// The running thread's quantum is over, whatever it has left: for tests. Own processor, in a handler; a charge that this interrupts
     /// may undo it.
-    #[cfg(feature = "verifier")]
+    #[cfg(all(target_os = "none", feature = "verifier"))]
     pub(in crate::ke) fn end_quantum(&self) {
         if !self.is_idle() {
             running().sched.set_quantum(0);
@@ -110,9 +113,15 @@ impl PerProcessor {
     }
 
     /// Does its idle thread run? Own processor.
-    #[cfg(feature = "verifier")]
+    #[cfg(all(target_os = "none", feature = "verifier"))]
     pub(in crate::ke) fn is_idle(&self) -> bool {
         ptr::eq(running(), &self.idle)
+    }
+
+    /// The same for a host's machine, in either build.
+    #[cfg(not(target_os = "none"))]
+    pub(in crate::ke) fn is_watching(&self) -> bool {
+        self.watch.is_on()
     }
 
     /// Does it watch, before it halts? For tests. Stale at once.
@@ -157,7 +166,7 @@ pub(in crate::ke) fn charge_running(at: &mut Irql<Dispatch>) {
 }
 
 /// From now on the checked build times stays at or above DISPATCH by what their threads run: who waits, or is preempted, stays nowhere.
-#[cfg(feature = "verifier")]
+#[cfg(all(target_os = "none", feature = "verifier"))]
 pub(crate) fn time_stays_by_thread() {
     // TSC ticks for which the running thread has had a processor so far.
     sync::irql::set_stay_clock(|| {

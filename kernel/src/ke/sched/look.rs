@@ -15,7 +15,7 @@ use super::super::{tick, timer};
 use super::decide::{Next, Turns};
 use super::local::{IDLE, charge, running, switch_to};
 use super::queues::ThreadPtr;
-#[cfg(feature = "verifier")]
+#[cfg(all(target_os = "none", feature = "verifier"))]
 use super::{super::torment, change::set_ideal_processor};
 use super::{balance, local, ready};
 use crate::ke::thread::{self, Thread};
@@ -112,7 +112,7 @@ fn preempt<const IF_SET: bool>(
     nothing: NothingInService,
 ) {
     let me = running();
-    #[cfg(feature = "verifier")]
+    #[cfg(all(target_os = "none", feature = "verifier"))]
     if let Some(to) = torment::sends_away(here, &me.sched) {
         let _ = set_ideal_processor(me, to, at);
         return vacate(me, at, nothing);
@@ -216,7 +216,7 @@ fn vacate(me: &Thread, at: &mut Irql<Dispatch>, nothing: NothingInService) {
     debug_assert_eq!(woken, Wake::Later, "it runs here");
     // SAFETY: woken just now, once.
     unsafe { local::block(at, nothing) };
-    #[cfg(feature = "verifier")]
+    #[cfg(all(target_os = "none", feature = "verifier"))]
     super::super::wait::lost::wait_is_over(me);
 }
 

@@ -21,22 +21,17 @@
 //! Sources:    WDK, "Scheduling Priorities", `KeSetPriorityThread`, `KeSetBasePriorityThread`; Win32, "Context Switches",
 //!             "Priority Boosts", "Priority Inversion".
 
-#[cfg(target_os = "none")]
 mod balance;
-#[cfg(target_os = "none")]
 mod change;
 pub mod decide;
-#[cfg(target_os = "none")]
 mod local;
-#[cfg(target_os = "none")]
 mod look;
 pub mod place;
 pub mod priority;
 pub mod queues;
-#[cfg(target_os = "none")]
 mod ready;
 pub mod schedulable;
-#[cfg(all(target_os = "none", feature = "verifier"))]
+#[cfg(feature = "verifier")]
 mod verify;
 
 pub use schedulable::{PRIORITIES, Place, REAL_TIME, Schedulable};
@@ -45,21 +40,28 @@ pub use schedulable::{PRIORITIES, Place, REAL_TIME, Schedulable};
 pub(in crate::ke) use super::hosted::sched::{
     after_signal, block, leave_a_look, make_ready, make_ready_and_leave,
 };
-#[cfg(target_os = "none")]
 pub(in crate::ke) use balance::{go_idle_look, may_halt, watch};
 #[cfg(target_os = "none")]
 pub(in crate::ke) use change::runs_on;
-#[cfg(target_os = "none")]
 pub use change::{set_affinity, set_base_priority, set_ideal_processor};
-#[cfg(target_os = "none")]
 pub use local::PerProcessor;
 #[cfg(all(target_os = "none", feature = "verifier"))]
 pub(crate) use local::time_stays_by_thread;
 #[cfg(target_os = "none")]
-pub(in crate::ke) use local::{block, charge_running, finish_switch, leave_a_look, leave_for_good};
+pub(in crate::ke) use local::{block, leave_a_look};
+pub(in crate::ke) use local::{charge_running, finish_switch, leave_for_good};
 #[cfg(target_os = "none")]
+pub(in crate::ke) use look::after_signal;
 pub use look::yield_now;
+pub(in crate::ke) use look::{look, look_uninterrupted};
+pub(in crate::ke) use ready::start;
 #[cfg(target_os = "none")]
-pub(in crate::ke) use look::{after_signal, look, look_uninterrupted};
-#[cfg(target_os = "none")]
-pub(in crate::ke) use ready::{make_ready, make_ready_and_leave, start};
+pub(in crate::ke) use ready::{make_ready, make_ready_and_leave};
+
+/// What ends waits and begins them as it ships, for a host's threads that have a processor; others have a test in its place.
+#[cfg(not(target_os = "none"))]
+pub(in crate::ke) mod shipped {
+    pub(in crate::ke) use super::local::{IDLE, block, leave_a_look};
+    pub(in crate::ke) use super::look::after_signal;
+    pub(in crate::ke) use super::ready::{make_ready, make_ready_and_leave};
+}

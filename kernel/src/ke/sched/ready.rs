@@ -72,7 +72,7 @@ pub(in crate::ke) unsafe fn make_ready_and_leave<L: Level>(
 /// For the checked build: `thread`, whose wait is over, is about to be given a processor.
 #[inline(always)]
 fn given(_thread: &Thread) {
-    #[cfg(feature = "verifier")]
+    #[cfg(all(target_os = "none", feature = "verifier"))]
     super::super::wait::lost::given(_thread);
 }
 
@@ -312,7 +312,7 @@ pub(super) fn tell_idle_of(displaced: u64) {
 /// two threads that are queued at once, two processors are told.
 #[cold]
 #[inline(never)]
-pub(super) fn tell_idle(it: &Schedulable) {
+pub(super) extern "sysv64" fn tell_idle(it: &Schedulable) {
     if let Some(idle) = IDLE.claim(it.affinity()) {
         tell(idle);
     }

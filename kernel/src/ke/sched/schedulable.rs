@@ -44,7 +44,6 @@ pub enum Place {
 
 impl Place {
     /// What the trace calls it.
-    #[cfg(target_os = "none")]
     pub(in crate::ke) const fn number(self) -> u16 {
         self.pack() as u16 & 0xFF
     }

@@ -11,6 +11,7 @@ use sync::timer::{self, After};
 
 use super::wheel::Wheel;
 use super::{Due, KDpc, KTimer, Options, Timer, flag};
+use crate::ke::hosted::prcb::Prcb;
 use crate::ke::hosted::{clock, thread};
 use crate::ke::wait::signal::Woken;
 
@@ -151,6 +152,11 @@ pub(in crate::ke) fn expire(table: &Table, now: u64, at: &mut Irql<Dispatch>) {
     // SAFETY: as above.
     let woken = core::mem::replace(unsafe { &mut *table.woken.get() }, Woken::new());
     woken.finish(0, at);
+}
+
+/// An expiry leaves nothing to the look.
+pub(in crate::ke) fn finish_waits(_: &Prcb, at: &mut Irql<Dispatch>) {
+    at.check();
 }
 
 impl Timer {

@@ -31,6 +31,8 @@ pub(in crate::ke) mod hosted;
 #[cfg(target_os = "none")]
 mod set;
 #[cfg(not(target_os = "none"))]
+pub(in crate::ke) use hosted::finish_waits;
+#[cfg(not(target_os = "none"))]
 pub use hosted::{cancel, set};
 #[cfg(target_os = "none")]
 pub use set::{Table, cancel, set, set_system_time};
