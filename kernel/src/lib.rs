@@ -2,7 +2,7 @@
 //!
 //! Reading order: `boot` (from the loader's jump to all processors online), `ke` (processors, exceptions, bugcheck,
 //! inter-processor requests, interrupt objects), `mm` (pages, pool), `ex` (the locks that threads sleep on), `ob` (objects), `se`
-//! (security), `kd` (the console), `rtl` (status codes, strings, what else everybody needs).
+//! (security), `cm` (the registry), `kd` (the console), `rtl` (status codes, strings, what else everybody needs).
 //!
 //! An image is a small binary that calls `image!` with what it wants to run; the kernel's own is `main.rs`, the self-tests'
 //! is tests/selftest. On a host target the crate compiles to what can be tested there.
@@ -16,6 +16,7 @@
 )]
 
 pub mod boot;
+pub mod cm;
 #[cfg(target_os = "none")]
 pub mod ex;
 pub mod io;

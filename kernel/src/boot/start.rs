@@ -330,7 +330,8 @@ fn run_main(at: &mut Irql<Passive>, _: usize) {
     // Not before: bring-up stays at DISPATCH for as long as memory is large and the host is slow.
     #[cfg(feature = "verifier")]
     sync::irql::set_dispatch_limit(watchdog::Limits::get().total_milliseconds(), clock::tsc_hz() / 1000);
-    if crate::ex::work::start(at).and_then(|()| crate::ob::start(at)).is_err() {
+    let started = crate::ex::work::start(at).and_then(|()| crate::ob::start(at));
+    if started.and_then(|()| crate::cm::start(at)).is_err() {
         Refusal::NoMemory.report();
     }
     #[cfg(feature = "verifier")]

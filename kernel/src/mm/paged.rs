@@ -47,8 +47,10 @@ use super::{Exhausted, pager, physical, shootdown, system_pte};
 use crate::ke::bugcheck::{StopCode, bugcheck};
 use crate::rtl::NtStatus;
 
+pub use bytes::PagedBytes;
 use moves::Missing;
 
+mod bytes;
 pub(super) mod moves;
 
 /// As for nonpaged pool.

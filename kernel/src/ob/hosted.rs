@@ -41,6 +41,11 @@ pub fn refusing<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Are this thread's allocations refused?
+pub fn is_refusing() -> bool {
+    IS_REFUSING.get()
+}
+
 fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes + PREFIX, PREFIX).expect("an object's size")
 }

@@ -9,6 +9,8 @@ mod apcs;
 #[cfg(target_os = "none")]
 mod clock;
 #[cfg(target_os = "none")]
+mod cm;
+#[cfg(target_os = "none")]
 mod crash;
 #[cfg(target_os = "none")]
 mod crash_io;

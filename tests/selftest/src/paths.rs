@@ -4,6 +4,7 @@
 use core::ptr::NonNull;
 
 use arch::paging::PAGE;
+use kernel::cm::{Change, Creation, Filter, Key, ValueType, path as paths};
 use kernel::ex::Resource;
 use kernel::io::null::Null;
 use kernel::io::objects::KFileObject;
@@ -22,12 +23,16 @@ use kernel::mm::process::section::Section;
 use kernel::mm::process::virtual_memory::{COMMIT, DECOMMIT, RELEASE, RESERVE};
 use kernel::mm::tables::{Access, Caching};
 use kernel::mm::{executable, physical, system_pte, user};
-use kernel::ob::{self, AccessMask, Attributes, Directory, HandleTable, Path, Permanence};
+use kernel::ob::{self, AccessMask, Attributes, Body, Directory, HandleTable, Path, Permanence};
 use kernel::rtl::NtStatus;
+use kernel::se::assign::assign;
+use kernel::se::token::Subject;
+use kernel::se::{Privileges, Token, access_check};
 use kernel::wide;
 use sync::irql::{Irql, Passive};
 use sync::{InterruptLock, Once, resource};
 
+use crate::cm::Grown;
 use crate::edu::LEVEL;
 use crate::runner::{Result, Test, Verdict, check, equal};
 
@@ -52,6 +57,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("paths::objects_and_names", objects_and_names),
     ("paths::handles", handles),
     ("paths::a_file_of_a_device", a_file),
+    ("paths::registry", registry),
+    ("paths::security", security),
 ];
 
 const TAG: Tag = Tag::new(b"Path");
@@ -376,4 +383,60 @@ fn a_file(at: &mut Irql<Passive>) -> Result {
     });
     allocate::trim(at);
     result.map_err(|_| REFUSED)
+}
+
+/// A link to a key, values old and new, another name, a watch, a handle.
+fn registry(at: &mut Irql<Passive>) -> Result {
+    let missing = |status| match status {
+        NtStatus::INSUFFICIENT_RESOURCES => REFUSED,
+        other => Verdict::Fail("refused otherwise", other.0.into(), 0),
+    };
+    let names = ob::namespace();
+    let home = Grown::new(at).map_err(missing)?;
+    let mut creation = Creation { is_link: true, ..Creation::new() };
+    let link = Key::create_subkey(&home.0, wide!("Link"), &mut creation, at).map_err(missing)?;
+    let target = Key::full_name(&home.0, at).map_err(missing)?;
+    let mut bytes = [0; 128];
+    for (pair, unit) in bytes.as_chunks_mut().0.iter_mut().zip(target.units()) {
+        *pair = unit.to_le_bytes();
+    }
+    let bytes = &bytes[..2 * target.len()];
+    link.set_value(wide!("SymbolicLinkValue"), ValueType::LINK, bytes, at).map_err(missing)?;
+    let path = Path::new(wide!("\\Registry\\User\\.Default\\Tests\\Link\\New"));
+    let new = paths::create(names, path, &mut Creation::new(), at).map_err(missing)?;
+    for size in [10, 3000, 20] {
+        home.0.set_value(wide!("Value"), ValueType::BINARY, &[7; 3000][..size], at).map_err(missing)?;
+    }
+    let change = ob::create(Change::new(), at).map_err(missing)?;
+    home.0.watch(&change, Filter::NAME, true, at).map_err(missing)?;
+    let mut table = HandleTable::new();
+    let opened = table.open(new.clone().upcast(), AccessMask::GENERIC_READ, Attributes::default(), at);
+    table.end(at);
+    opened.map_err(missing)?;
+    Key::rename(&new, wide!("Newer"), at).map_err(missing)?;
+    check(change.status() == NtStatus::NOTIFY_ENUM_DIR, "nobody was told", change.status().0.into(), 0)?;
+    check(home.0.subkey(wide!("NEWER"), at).is_ok_and(|it| it.is(&new)), "another key", 0, 0)
+}
+
+/// The system's token, a copy that may do less, the descriptor of what it makes, and who may have it.
+fn security(at: &mut Irql<Passive>) -> Result {
+    let user = ProcessorMode::User;
+    let result = (|| {
+        let system = ob::create(Token::system()?, at)?;
+        let less = system.filter(&[system.owner()], Privileges::ALL, &[])?;
+        let mapping = Token::object_type().any().mapping();
+        let new = assign(None, None, false, &Subject::new(&system), mapping, user)?;
+        let wanted = AccessMask::GENERIC_ALL;
+        let check = |token: &Token| {
+            access_check(Some(&new.view()), &Subject::new(token), wanted, AccessMask::NONE, mapping, user)
+                .is_ok()
+        };
+        // By its user; the one that may do less is the same.
+        Ok((check(&system), check(&less), less.privileges().is_empty()))
+    })();
+    match result {
+        Err(NtStatus::INSUFFICIENT_RESOURCES) => Err(REFUSED),
+        Err(status) => Err(Verdict::Fail("refused otherwise", status.0.into(), 0)),
+        Ok(found) => check(found == (true, true, true), "another decision", 0, 0),
+    }
 }

@@ -89,6 +89,7 @@ const SUITES: &[&[Test]] = &[
     crate::ob::TESTS,
     crate::ob_handles::TESTS,
     crate::ob_names::TESTS,
+    crate::cm::TESTS,
     crate::paths::TESTS,
     crate::io::TESTS,
     crate::interrupts_objects::TESTS,

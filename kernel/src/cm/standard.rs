@@ -1,0 +1,60 @@
+//! The keys that drivers expect to be there.
+//!
+//! Sources: WDK, "Registry Trees and Keys for Devices and Drivers", `RtlQueryRegistryValues`.
+
+use sync::irql::{Irql, Passive};
+
+use super::key::Key;
+use super::path::{self, Creation, LINK_VALUE};
+use super::value::ValueType;
+use crate::ob::{Body, Namespace, Path};
+use crate::rtl::{NtStatus, WideStr, vec};
+use crate::wide;
+
+/// Each behind what it is below.
+const KEYS: &[&WideStr] = &[
+    wide!("\\Registry\\Machine"),
+    wide!("\\Registry\\Machine\\Hardware"),
+    wide!("\\Registry\\Machine\\Hardware\\Description"),
+    wide!("\\Registry\\Machine\\Hardware\\DeviceMap"),
+    wide!("\\Registry\\Machine\\Hardware\\ResourceMap"),
+    wide!("\\Registry\\Machine\\Software"),
+    wide!("\\Registry\\Machine\\Software\\Microsoft"),
+    wide!("\\Registry\\Machine\\Software\\Microsoft\\Windows NT"),
+    wide!("\\Registry\\Machine\\Software\\Microsoft\\Windows NT\\CurrentVersion"),
+    wide!("\\Registry\\Machine\\System"),
+    wide!("\\Registry\\Machine\\System\\Select"),
+    wide!("\\Registry\\Machine\\System\\ControlSet001"),
+    wide!("\\Registry\\Machine\\System\\ControlSet001\\Control"),
+    wide!("\\Registry\\Machine\\System\\ControlSet001\\Control\\Class"),
+    wide!("\\Registry\\Machine\\System\\ControlSet001\\Enum"),
+    wide!("\\Registry\\Machine\\System\\ControlSet001\\Services"),
+    wide!("\\Registry\\User"),
+    wide!("\\Registry\\User\\.Default"),
+];
+
+const CONTROL_SET: &WideStr = wide!("\\Registry\\Machine\\System\\ControlSet001");
+
+/// The root `\Registry` and the keys that are always there, in `names`.
+///
+/// # Errors
+/// STATUS_INSUFFICIENT_RESOURCES; what was made until then is there.
+pub fn create_standard(names: &Namespace, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
+    names.add_type(Key::object_type().any(), at)?;
+    Key::new_root(names, Path::new(wide!("\\Registry")), at)?;
+    for name in KEYS {
+        path::create(names, Path::new(name), &mut Creation::new(), at)?;
+    }
+    let select = path::open(names, Path::new(wide!("\\Registry\\Machine\\System\\Select")), at)?;
+    select.set_value(wide!("Current"), ValueType::DWORD, &1_u32.to_le_bytes(), at)?;
+    let mut link = Creation { is_link: true, ..Creation::new() };
+    let place = Path::new(wide!("\\Registry\\Machine\\System\\CurrentControlSet"));
+    let current = path::create(names, place, &mut link, at)?;
+    let mut target = alloc::vec::Vec::new();
+    for unit in CONTROL_SET.units() {
+        vec::append(&mut target, &unit.to_le_bytes())?;
+    }
+    current.set_value(LINK_VALUE, ValueType::LINK, &target, at)
+}
+
+extern crate alloc;
