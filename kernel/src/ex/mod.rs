@@ -1,4 +1,4 @@
-//! The executive's locks, the protocols of `sync` on this kernel's waits; and its worker threads.
+//! The executive's locks, the protocols of `sync` on this kernel's waits; its worker threads; callback objects and UUIDs.
 //!
 //! | here | NT's | held at | for |
 //! |---|---|---|---|
@@ -14,12 +14,15 @@
 //! Not as NT:  a fast mutex and a push lock raise to APC both; no critical region is entered for them.
 //! Tests:      the protocols' own models; selftest `ex::*`, on this kernel's waits.
 
+pub mod callback;
 pub mod guarded_mutex;
 pub mod lookaside;
 mod tables;
+pub mod uuid;
 mod wakeup;
 pub mod work;
 
+pub use callback::Callback;
 pub use guarded_mutex::GuardedMutex;
 pub use tables::PoolTables;
 pub use wakeup::Wakeup;

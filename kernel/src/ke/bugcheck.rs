@@ -127,6 +127,8 @@ pub enum RoutineKind {
     WorkItem = 6,
     /// A driver's, for a packet.
     DriverDispatch = 7,
+    /// A callback's.
+    Callback = 8,
 }
 
 #[cfg(target_os = "none")]

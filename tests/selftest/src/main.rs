@@ -27,6 +27,8 @@ mod everywhere;
 #[cfg(target_os = "none")]
 mod ex;
 #[cfg(target_os = "none")]
+mod ex_callbacks;
+#[cfg(target_os = "none")]
 mod ex_guarded;
 #[cfg(target_os = "none")]
 mod exceptions;

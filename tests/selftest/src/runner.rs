@@ -90,6 +90,7 @@ const SUITES: &[&[Test]] = &[
     crate::ob_handles::TESTS,
     crate::ob_names::TESTS,
     crate::cm::TESTS,
+    crate::ex_callbacks::TESTS,
     crate::paths::TESTS,
     crate::io::TESTS,
     crate::interrupts_objects::TESTS,
