@@ -250,6 +250,12 @@ impl WaitWord {
         }
     }
 
+    /// Has something been left for the look that is under way? For who makes it, with the locks of all objects: whoever has signalled one
+    /// before, and found the look, has left this.
+    pub fn is_to_be_looked_at_again(&self) -> bool {
+        self.0.load(Ordering::Acquire) & AGAIN != 0
+    }
+
     /// With what the last wait ended: by its thread, afterwards.
     #[inline(always)]
     pub fn status(&self) -> u32 {

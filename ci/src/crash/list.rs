@@ -59,6 +59,11 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("wait_for_4_objects_without_blocks", 1, TOO_MANY_OBJECTS, [Is(4), Is(3), Is(64), Is(0)]),
     // The thread that waits, the object, the thread that let go of it signalled.
     crash("signalled_behind_its_lock", 2, VERIFIER, [Is(0x2007), Any, Any, Any]),
+    // The same of a queue: an entry, and room for one more of its threads.
+    crash("queue_entry_behind_its_lock", 2, VERIFIER, [Is(0x2007), Any, Any, Any]),
+    // The thread that waits for all, the first object, the thread that let go of one of them signalled.
+    crash("all_signalled_by_hand", 2, VERIFIER, [Is(0x2009), Any, Any, Any]).with(&["wait_limit=300"]),
+    crash("queue_wakeup_dropped", 2, VERIFIER, [Is(0x2008), Any, Is(0), Any]).with(&["wait_limit=300"]),
     // The thread that waited, how its wait ended, the thread that ended it.
     crash("wakeup_dropped", 2, VERIFIER, [Is(0x2008), Any, Is(0), Any]).with(&["wait_limit=300"]),
     // The page below the stack takes the first fault, and its frame cannot be pushed: a double fault.

@@ -249,6 +249,8 @@ impl Queue {
                     self.header.unregister(it);
                     self.take_for(thread);
                     if claim == Claim::Wake {
+                        #[cfg(all(target_os = "none", feature = "verifier"))]
+                        super::wait::lost::won(thread);
                         woken.add(thread);
                     }
                 }
@@ -370,6 +372,16 @@ impl Queue {
     pub(super) fn header(&self) -> &Header {
         &self.header
     }
+}
+
+/// The queue that `header` heads.
+///
+/// # Safety
+/// Its kind says so.
+#[cfg(feature = "verifier")]
+pub(super) unsafe fn headed(header: &Header) -> &Queue {
+    // SAFETY: the caller's; it is the first field.
+    unsafe { &*ptr::from_ref(header).cast::<Queue>() }
 }
 
 /// The queue that `me`, the running thread, belongs to.

@@ -8,10 +8,12 @@ use kernel::ex::{GuardedMutex, Resource};
 use kernel::ke::bugcheck::{StopCode, bugcheck};
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::mutant::Mutant;
+use kernel::ke::object::Header;
+use kernel::ke::queue::Queue;
 use kernel::ke::thread::{self, Name, Options, ThreadRef};
 use kernel::ke::timer::Due;
 use kernel::ke::wait::block::WaitBlock;
-use kernel::ke::wait::{self, CanWait, MAXIMUM_WAIT_OBJECTS, Waitable, delay, lost};
+use kernel::ke::wait::{self, Alertable, CanWait, MAXIMUM_WAIT_OBJECTS, Waitable, delay, lost};
 use sync::irql::{Irql, Passive};
 use sync::resource::Access;
 
@@ -44,11 +46,31 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> bool {
             static SIGNALLED_BY_HAND: Event = Event::new(EventKind::Notification, false);
             spawn("waits", |at, _| _ = wait::for_single(&SIGNALLED_BY_HAND, None, at), 0, at);
             let _ = delay(Due::In(20 * MILLISECOND), at);
-            // SAFETY: its header's signal state, an atomic, as NT's layout has it.
-            let state = unsafe { &*(&raw const SIGNALLED_BY_HAND).byte_add(4).cast::<AtomicI32>() };
-            state.store(1, Ordering::Relaxed);
-            // It takes the lock, and takes nothing: so the one that waits is found.
-            let _ = wait::poll(&SIGNALLED_BY_HAND, at);
+            signal_by_hand(SIGNALLED_BY_HAND.header(), at);
+        }
+        "queue_entry_behind_its_lock" => {
+            static FILLED_BY_HAND: Queue = Queue::new(1);
+            spawn("waits", |at, _| _ = FILLED_BY_HAND.remove(None, Alertable::No, at).is_ok(), 0, at);
+            let _ = delay(Due::In(20 * MILLISECOND), at);
+            // SAFETY: its header, which it starts with.
+            let header = unsafe { &*(&raw const FILLED_BY_HAND).cast::<Header>() };
+            signal_by_hand(header, at);
+        }
+        "all_signalled_by_hand" => {
+            static BOTH: [Event; 2] = [const { Event::new(EventKind::Notification, false) }; 2];
+            spawn("waits", |at, _| _ = wait::for_all(&[&BOTH[0], &BOTH[1]], None, None, at), 0, at);
+            let _ = delay(Due::In(20 * MILLISECOND), at);
+            BOTH.iter().for_each(|it| signal_by_hand(it.header(), at));
+            // However long that takes to be found.
+            let _ = wait::for_single(&MUTANTS[0], None, at);
+            let _ = delay(Due::In(60_000 * MILLISECOND), at);
+        }
+        "queue_wakeup_dropped" => {
+            static EMPTY: Queue = Queue::new(1);
+            let waits = spawn("waits", |at, _| _ = EMPTY.remove(None, Alertable::No, at).is_ok(), 0, at);
+            let _ = delay(Due::In(20 * MILLISECOND), at);
+            lost::drop_the_wakeup_of(&waits);
+            let _ = delay(Due::In(60_000 * MILLISECOND), at);
         }
         "wakeup_dropped" => {
             static NEVER_SET: Event = Event::new(EventKind::Notification, false);
@@ -73,6 +95,15 @@ fn spawn(name: &'static str, routine: thread::Routine, argument: usize, at: &mut
         Ok(thread) => thread,
         Err(_) => bugcheck(StopCode::ManuallyInitiatedCrash, [8, 0, 0, 0]),
     }
+}
+
+/// Signals the object that `header` heads, and tells nobody.
+fn signal_by_hand(header: &Header, at: &mut Irql<Passive>) {
+    // SAFETY: its signal state, an atomic, as NT's layout has it.
+    let state = unsafe { &*core::ptr::from_ref(header).byte_add(4).cast::<AtomicI32>() };
+    state.store(1, Ordering::Relaxed);
+    // It takes the lock, and takes nothing: so who lets go of it is found.
+    let _ = wait::poll(header, at);
 }
 
 /// Two threads, each with the mutant that the other waits for: the first for ever, the second as it says.

@@ -35,13 +35,14 @@ pub(super) fn block(
 /// [`block`] for an entry of the queue that `me` belongs to, which doesn't count it.
 pub(super) fn block_for_its_queue(
     me: &'static Thread,
+    what: For,
     open: Openness,
     at: &mut Irql<Dispatch>,
     nothing: NothingInService,
 ) -> NtStatus {
+    let noted = chain::begin(me, what, at);
     let status = attend::<false>(me, open, at, nothing);
-    #[cfg(all(target_os = "none", feature = "verifier"))]
-    super::lost::wait_is_over(me);
+    chain::end(me, noted, at);
     status
 }
 

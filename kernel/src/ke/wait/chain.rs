@@ -32,6 +32,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, 
 use sync::SpinLock;
 use sync::event::Behind;
 use sync::irql::{Apc, Dispatch, Irql, Passive, ThreadLock};
+use sync::wait_word::Look;
 
 use super::super::dpc::Dpc;
 use super::super::object::{Header, kind};
@@ -78,19 +79,21 @@ pub(super) struct For {
     object: *const Header,
     /// Something else would end it: another object, its timeout.
     has_another_way_out: bool,
+    /// It needs all of several.
+    all: bool,
 }
 
 impl For {
     /// One object.
     #[inline(always)]
     pub(super) fn one(object: &Header, timed: bool) -> Self {
-        Self { object, has_another_way_out: timed }
+        Self { object, has_another_way_out: timed, all: false }
     }
 
     /// Time alone.
     #[inline(always)]
     pub(super) fn time() -> Self {
-        Self { object: ptr::null(), has_another_way_out: true }
+        Self { object: ptr::null(), has_another_way_out: true, all: false }
     }
 
     /// Several objects, one of which, or all, the thread needs.
@@ -103,7 +106,7 @@ impl For {
         let is_held = |object: &&Header| has_holder(object.kind()) && !object.is_signalled();
         let object = objects.clone().find(is_held).or_else(|| all.next());
         let another = timed || any && objects.count() > 1;
-        Self { object: object.map_or(ptr::null(), ptr::from_ref), has_another_way_out: another }
+        Self { object: object.map_or(ptr::null(), ptr::from_ref), has_another_way_out: another, all: !any }
     }
 }
 
@@ -196,6 +199,14 @@ pub(super) fn is_noted(thread: &Thread) -> bool {
     thread.blocked.since.load(Ordering::Relaxed) != 0
 }
 
+/// Begins a look at the wait of `thread`, if it is for all of several objects and nobody is at it. True: the thread and its objects stay
+/// until the caller ends the look.
+pub(super) fn begin_look(thread: &Thread, at: &mut Irql<Dispatch>) -> bool {
+    let note = thread.blocked.note.lock(at);
+    // C2: what is committed now is the wait that is noted.
+    note.as_ref().is_some_and(|note| note.what.all) && thread.wait.begin_look() == Look::Begun
+}
+
 /// C4.
 static ARMED: AtomicBool = AtomicBool::new(false);
 static TIMER: Timer = Timer::new(TimerKind::Notification);
@@ -224,6 +235,7 @@ fn look(at: &mut Irql<Dispatch>) {
     let next = collect(&mut found, now, limit, at);
     lost::look(at);
     for thread in found.into_iter().flatten() {
+        lost::examine(&thread, at);
         judge(&thread, now, at);
     }
     if let Some(since) = next {

@@ -4,7 +4,11 @@
 //!
 //! **Not told**: an object is let go of signalled, and a wait that it should have ended is not over (object.rs, I2). Looked for at each
 //! release of an object's lock, by whoever holds it: exact, since the one condition only changes under that lock, and the other,
-//! once false, stays so while the thread is registered. Waits for all are left out: they aren't judged under one lock.
+//! once false, stays so while the thread is registered. A queue's thread is left behind where an entry is queued and one more may run.
+//!
+//! **All left behind**: all objects of a wait for all are signalled, and it goes on. That isn't judged under one lock, so it is looked for where
+//! the wait is over the limit (`chain`), once: as a signaller looks, with the right to do so and all of the locks. Who signals meanwhile
+//! leaves a note under one of them, so if there is none it is exact, too.
 //!
 //! **Won, and not made ready**: a thread's wait was ended, and whoever did it gave the thread to no processor. In between, who ends a wait stays
 //! at DISPATCH on one processor, or leaves the rest to that processor's next look (timers). So a suspect is found guilty if it is in the same
@@ -16,10 +20,12 @@
 //! Locks:      an object's is held by the caller; the list of threads is `chain`'s.
 //! Invariants: L1 `serial` is the number of the thread's present wait: written by itself, as it is over and before the next.
 //!             L2 `given` is the serial of the wait behind which the thread was last given a processor: by whoever gives it one.
-//! Tests:      crash `signalled_behind_its_lock`, `wakeup_dropped`; mutants `threads/one_of_many_is_told`, `threads/won_and_not_made_ready`.
+//! Tests:      crash `signalled_behind_its_lock`, `queue_entry_behind_its_lock`, `all_signalled_by_hand`, `wakeup_dropped`,
+//!             `queue_wakeup_dropped`; mutants `threads/one_of_many_is_told`, `threads/won_and_not_made_ready`.
 
 use super::super::bugcheck::{StopCode, bugcheck};
 use super::super::object::{Header, kind};
+use super::super::queue;
 use super::super::thread::Thread;
 use super::block::WaitType;
 use crate::rtl::NtStatus;
@@ -30,6 +36,9 @@ use crate::rtl::NtStatus;
 enum Violation {
     /// The object; the thread that let go of it, signalled.
     NotTold = 0x2007,
+    /// The first of its objects; the thread that let go of one of them, signalled, last.
+    #[cfg(target_os = "none")]
+    AllLeft = 0x2009,
     /// The status that its wait ended with; the thread that ended it, 0: by a timeout, an alert or an APC.
     #[cfg(target_os = "none")]
     NotMadeReady = 0x2008,
@@ -64,7 +73,8 @@ fn running() -> u64 {
 
 #[inline(never)]
 fn left_nobody(header: &Header) {
-    if header.kind() == kind::QUEUE {
+    // SAFETY: the kind says so; its lock is held.
+    if header.kind() == kind::QUEUE && !unsafe { queue::headed(header) }.has_entry_and_room() {
         return;
     }
     // SAFETY: the lock is held; registered blocks and their threads stay until they are taken out under it.
@@ -76,6 +86,10 @@ fn left_nobody(header: &Header) {
             if it.kind() == WaitType::Any && !is_timeout && thread.wait.is_waiting() {
                 lost(Violation::NotTold, thread, core::ptr::from_ref(header) as u64, running());
             }
+            #[cfg(target_os = "none")]
+            if it.kind() == WaitType::All {
+                round::let_go_of_one(thread);
+            }
             block = it.next();
         }
     }
@@ -84,9 +98,9 @@ fn left_nobody(header: &Header) {
 #[cfg(target_os = "none")]
 pub use round::drop_the_wakeup_of;
 #[cfg(target_os = "none")]
-pub(super) use round::look;
-#[cfg(target_os = "none")]
 pub(in crate::ke) use round::{Part, given, wait_is_over, won};
+#[cfg(target_os = "none")]
+pub(super) use round::{examine, look};
 
 #[cfg(target_os = "none")]
 mod round {
@@ -96,8 +110,9 @@ mod round {
 
     use super::super::super::dpc::Dpc;
     use super::super::super::prcb::{self, MAX_PROCESSORS};
+    use super::super::super::sched;
     use super::super::super::thread::Thread;
-    use super::super::chain;
+    use super::super::{chain, signal};
     use super::{Violation, lost};
 
     /// A thread's part.
@@ -108,6 +123,8 @@ mod round {
         given: AtomicU64,
         /// The wait for which it is a suspect: by a round, under the list's lock.
         suspect: AtomicU64,
+        /// Who let go of an object of its wait for all, signalled, last.
+        let_go: AtomicPtr<Thread>,
         /// Who ended its wait, where that was a signal: by the winner.
         winner: AtomicPtr<Thread>,
     }
@@ -120,6 +137,7 @@ mod round {
                 serial: AtomicU64::new(1),
                 given: AtomicU64::new(NEVER),
                 suspect: AtomicU64::new(NEVER),
+                let_go: AtomicPtr::new(core::ptr::null_mut()),
                 winner: AtomicPtr::new(core::ptr::null_mut()),
             }
         }
@@ -142,6 +160,34 @@ mod round {
     pub(in crate::ke) fn given(thread: &Thread) {
         let lost = &thread.blocked.lost;
         lost.given.store(lost.serial.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// The running thread, with its lock held, lets go of a signalled object that `thread` needs with others.
+    pub(super) fn let_go_of_one(thread: &Thread) {
+        let me = arch::pcr::current_thread().cast::<Thread>().cast_mut();
+        thread.blocked.lost.let_go.store(me, Ordering::Relaxed);
+    }
+
+    /// Looks at the wait of `thread`, if it is for all of several objects, as who signals one of them does: it must not find all of them
+    /// signalled, unless somebody has just found it at that.
+    pub(in crate::ke::wait) fn examine(thread: &Thread, at: &mut Irql<Dispatch>) {
+        if !chain::begin_look(thread, at) {
+            return;
+        }
+        // SAFETY: the look was begun, so the blocks and their objects stay; the locks of all are held in the closure.
+        unsafe {
+            let first = thread.registered().first().map_or(0, |block| block.object() as u64);
+            let all_left = signal::locked(thread.registered(), at, |blocks| {
+                signal::all_free(blocks, thread) && !thread.wait.is_to_be_looked_at_again()
+            });
+            if all_left == Some(true) {
+                let by = thread.blocked.lost.let_go.load(Ordering::Relaxed).addr() as u64;
+                lost(Violation::AllLeft, thread, first, by);
+            }
+            if signal::look_at_all(thread, at) {
+                sched::make_ready(thread, 0, at);
+            }
+        }
     }
 
     /// The wait that `thread` is in, if it has ended and nobody gave the thread a processor since.

@@ -293,7 +293,7 @@ pub(super) unsafe fn take_in(state: i32, header: &Header, kind: u8, thread: &Thr
 ///
 /// # Safety
 /// The caller began the look.
-unsafe fn look_at_all(thread: &Thread, at: &mut Irql<Dispatch>) -> bool {
+pub(super) unsafe fn look_at_all(thread: &Thread, at: &mut Irql<Dispatch>) -> bool {
     loop {
         // SAFETY: written before the wait was committed, and the thread stays where it is until the look has ended (W1).
         let blocks = unsafe { thread.registered() };

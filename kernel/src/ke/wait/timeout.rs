@@ -171,7 +171,7 @@ pub(in crate::ke) fn in_queue<L: CanWait>(
         }
     };
     let status = match ended {
-        Ok(()) => attend::block_for_its_queue(me, open, &mut at, nothing),
+        Ok(()) => attend::block_for_its_queue(me, For::one(object, due.is_some()), open, &mut at, nothing),
         Err(status) => NtStatus(status),
     };
     let until = if due.is_some() { disarm(me, status, &mut at) } else { 0 };
