@@ -57,6 +57,11 @@ pub(super) const CRASHES: &[Crash] = &[
     // Objects, wait blocks, the most.
     crash("wait_for_65_objects", 1, TOO_MANY_OBJECTS, [Is(65), Is(65), Is(64), Is(0)]),
     crash("wait_for_4_objects_without_blocks", 1, TOO_MANY_OBJECTS, [Is(4), Is(3), Is(64), Is(0)]),
+    // The thread; the processor that switches to it; the one that is on its stack, its affinity, the place that it is in.
+    crash("runs_twice", 4, VERIFIER, [Is(0x2001), Any, Any, Any]),
+    crash("outside_its_affinity", 2, VERIFIER, [Is(0x2002), Any, Is(0), Is(0b10)]),
+    crash("in_two_places", 2, VERIFIER, [Is(0x2003), Any, Is(0), Is(0x101)]),
+    crash("runs_while_it_waits", 2, VERIFIER, [Is(0x2004), Any, Is(0), Any]),
     // The thread that waits, the object, the thread that let go of it signalled.
     crash("signalled_behind_its_lock", 2, VERIFIER, [Is(0x2007), Any, Any, Any]),
     // The same of a queue: an entry, and room for one more of its threads.

@@ -24,7 +24,7 @@ use sync::{InterruptLock, Once};
 use crate::edu::LEVEL;
 use crate::everywhere;
 use crate::user_pages::{As, START, UserPages};
-use crate::{clock, crash_io, crash_irql, crash_waits, memory_pager};
+use crate::{clock, crash_io, crash_irql, crash_threads, crash_waits, memory_pager};
 
 extern crate alloc;
 
@@ -171,7 +171,10 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
             interrupt(forgets_in_its_isr, at);
         }
         name if name.starts_with("apc_") => misuse_apcs(name, at),
-        name if crash_io::run(name, at) || crash_irql::run(name, at) || crash_waits::run(name, at) => {}
+        name if crash_io::run(name, at)
+            || crash_irql::run(name, at)
+            || crash_waits::run(name, at)
+            || crash_threads::run(name, at) => {}
         name if name.starts_with("executable_") || name.starts_with("nt_pool_") => {
             misuse_executable(name, at);
         }

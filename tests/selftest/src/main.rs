@@ -17,6 +17,7 @@ mod crash_io;
 #[cfg(target_os = "none")]
 mod crash_irql;
 #[cfg(target_os = "none")]
+mod crash_threads;
 mod crash_waits;
 #[cfg(target_os = "none")]
 mod dpc;

@@ -57,6 +57,8 @@ pub(in crate::ke) use look::{look, look_uninterrupted};
 pub(in crate::ke) use ready::start;
 #[cfg(target_os = "none")]
 pub(in crate::ke) use ready::{make_ready, make_ready_and_leave};
+#[cfg(all(target_os = "none", feature = "verifier"))]
+pub use verify::ready_again;
 
 /// What ends waits and begins them as it ships, for a host's threads that have a processor; others have a test in its place.
 #[cfg(not(target_os = "none"))]

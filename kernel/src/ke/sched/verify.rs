@@ -9,15 +9,19 @@
 //! Invariants: I1 `Thread::stack_user` is the processor whose present stack is the thread's, plus one, from before the switch to it until
 //!                behind the switch away from it; 0: nobody's.
 //!             I2 `PerProcessor::leaves` is the thread that the processor is switching away from: own processor.
-//! Tests:      mutants `threads/*` that say so.
+//! Tests:      crash `runs_twice`, `outside_its_affinity`, `in_two_places`, `runs_while_it_waits`; mutants `threads/*` that say so.
 
 use core::sync::atomic::Ordering;
 
 use arch::level::DISPATCH;
+#[cfg(target_os = "none")]
+use sync::irql::{Dispatch, Irql, Passive};
 
 use super::super::bugcheck::{StopCode, bugcheck};
 use super::super::prcb::Prcb;
 use super::super::thread::Thread;
+#[cfg(target_os = "none")]
+use super::{Schedulable, look, ready};
 
 /// What parameter 1 says.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +46,19 @@ fn violated(what: Violation, thread: &Thread, expected: u64, found: u64) -> ! {
         StopCode::DriverVerifierDetectedViolation,
         [what as u64, core::ptr::from_ref(thread) as u64, expected, found],
     )
+}
+
+/// Makes `thread` ready, whatever it does, meddles with its place, and looks: for tests, which end with that.
+#[cfg(target_os = "none")]
+pub fn ready_again(thread: &Thread, meddle: fn(&Schedulable), at: &mut Irql<Passive>) {
+    let mut at = at.raise::<Dispatch>();
+    {
+        let mut guard = thread.lock.lock(&mut at);
+        let ((), at) = guard.parts();
+        ready::place(thread, at);
+        meddle(&thread.sched);
+    }
+    look::after_signal::<Passive>(&mut at);
 }
 
 /// `here` is about to switch to `next`, which still is in the place that it was chosen from, or just taken out of it.
