@@ -8,7 +8,7 @@
 
 use core::ptr::NonNull;
 
-use super::layout::{KIrp, major};
+use super::layout::{KIrp, KStackLocation, major};
 use super::objects::KDeviceObject;
 use super::packet;
 #[cfg(feature = "verifier")]
@@ -32,6 +32,31 @@ pub unsafe fn call_driver(device: NonNull<KDeviceObject>, irp: NonNull<KIrp>) ->
         let location = packet::next(irp);
         (*irp.as_ptr()).current_location -= 1;
         (*irp.as_ptr()).current_stack_location = location.as_ptr();
+        call_at(device, irp, location)
+    }
+}
+
+/// [`packet::skip_current`] and [`call_driver`] in one: the location stays where it is.
+///
+/// # Safety
+/// As of both.
+#[inline(always)]
+#[cfg(target_os = "none")]
+pub(super) unsafe fn call_in_place(device: NonNull<KDeviceObject>, irp: NonNull<KIrp>) -> NtStatus {
+    // SAFETY: the caller's.
+    unsafe { call_at(device, irp, packet::current(irp)) }
+}
+
+/// # Safety
+/// As [`call_driver`], the packet being at `location`.
+#[inline(always)]
+unsafe fn call_at(
+    device: NonNull<KDeviceObject>,
+    irp: NonNull<KIrp>,
+    location: NonNull<KStackLocation>,
+) -> NtStatus {
+    // SAFETY: the caller's.
+    unsafe {
         (*location.as_ptr()).device_object = device.as_ptr();
         let driver = (*device.as_ptr()).driver_object;
         let major = usize::from((*location.as_ptr()).major_function);

@@ -6,7 +6,7 @@
 //! Invariants: I1 what is in the list is marked pending, and this queue's: its `driver_context[3]` says so.
 //!             I2 a packet in the list leads to it, so the list has a place of its own in the pool: the queue may be moved, and one that is
 //!                forgotten leaves its list there. The list goes with the queue, when nobody has its lock; a packet in it then is a bugcheck.
-//! Not as NT:  IO_CSQ's routines of the driver come with foreign drivers; the queue is in order of arrival.
+//! Not as NT:  the queue is in order of arrival. IO_CSQ, whose list is the driver's, is csq_raw.rs.
 //! Tests:      tests/models/tests/cancel.rs; selftest `io::*`.
 //! Sources:    WDK, "Cancel-Safe IRP Queues".
 

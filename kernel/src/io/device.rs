@@ -95,6 +95,8 @@ pub(super) struct Extension {
     pub(super) attached_to: AtomicPtr<KDeviceObject>,
     /// It is to go. Under `STACKS`.
     delete_pending: AtomicU32,
+    /// 1: its StartIo is under way, and more: it asked for the next one, too (start_io.rs).
+    pub(super) starts: AtomicU32,
 }
 
 /// NT's IO_TYPE_DEVICE_OBJECT_EXTENSION.
@@ -322,6 +324,7 @@ pub(super) fn make<D: Driver, L: MayDoIo>(
             vtable: vtable::<D>(),
             attached_to: AtomicPtr::new(ptr::null_mut()),
             delete_pending: AtomicU32::new(0),
+            starts: AtomicU32::new(0),
         });
         (*place).device_extension = extension.as_ptr().cast();
         (*place).driver_object = driver.clone().into_raw().as_ptr();

@@ -29,7 +29,7 @@ use sync::irql::{Apc, Dispatch as AtDispatch, Fixed, Irql, Passive};
 
 use super::MayDoIo;
 use super::device::{self, STACKS};
-use super::irp::{Handled, Irp};
+use super::irp::{Handled, Irp, Started};
 use super::layout::{self, KIrp, major};
 use super::objects::{IO_TYPE_DRIVER, KDeviceObject, KDriverExtension, KDriverObject, driver_flags};
 use crate::mm::pool::Tag;
@@ -40,6 +40,12 @@ use crate::rtl::{NtStatus, UnicodeString};
 pub trait Driver: Send + Sync + Sized + 'static {
     /// The device is to handle a packet, at its caller's level: PASSIVE, APC or DISPATCH.
     fn dispatch<'c, L: MayDoIo>(&self, irp: Irp<'c>, at: &mut Irql<L>) -> Handled<'c>;
+
+    /// The device begins with a packet that was [started](Irp::start); the next one comes when this has ended.
+    #[doc(alias = "DRIVER_STARTIO")]
+    fn start_io(&self, irp: Started, at: &mut Irql<AtDispatch>) {
+        irp.complete(NtStatus::INVALID_DEVICE_REQUEST, 0, 0, at);
+    }
 
     /// The driver is unloaded: no file of its devices is open, and nothing is attached to them. They are deleted next.
     #[doc(alias = "DRIVER_UNLOAD")]
@@ -98,7 +104,7 @@ pub fn register<D: Driver, L: MayDoIo>(at: &mut Irql<L>) -> Result<ObRef<KDriver
         hardware_database: ptr::null_mut(),
         fast_io_dispatch: ptr::null_mut(),
         driver_init: None,
-        driver_start_io: None,
+        driver_start_io: Some(start_io::<D>),
         driver_unload: Some(unload_routine::<D>),
         major_function: [Some(dispatch::<D> as layout::Dispatch); major::COUNT],
     };
@@ -132,6 +138,16 @@ unsafe extern "win64" fn dispatch<D: Driver>(device: *mut KDeviceObject, irp: *m
             Apc::CR8 => Irql::<Apc>::lend(|at| state.dispatch(irp, at).status()),
             _ => Irql::<AtDispatch>::lend(|at| state.dispatch(irp, at).status()),
         }
+    }
+}
+
+/// The StartIo routine of a driver in Rust.
+unsafe extern "win64" fn start_io<D: Driver>(device: *mut KDeviceObject, irp: *mut KIrp) {
+    // SAFETY: as above; called at DISPATCH with a packet that the device is busy with from now on (start_io.rs, S2).
+    unsafe {
+        let state = &*(*device).device_extension.cast::<D>();
+        let irp = Started::from_raw(NonNull::new_unchecked(irp));
+        Irql::<AtDispatch>::lend(|at| state.start_io(irp, at));
     }
 }
 

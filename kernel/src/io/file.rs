@@ -23,8 +23,9 @@ use super::objects::{IO_TYPE_FILE, KDeviceObject, KFileObject, file_flags};
 use super::request::{Parts, send_for_file};
 use super::{device, stack};
 use crate::ke::event::{Event, EventKind};
+use crate::ke::object::Header;
 use crate::ke::timer::Due;
-use crate::ke::wait::delay;
+use crate::ke::wait::{Waitable, delay};
 use crate::mm::pool::Tag;
 use crate::ob::{Body, ObRef, ObjectType, Parsed, Request, create_with_extra};
 use crate::rtl::{KListEntry, NtStatus, UnicodeString};
@@ -47,6 +48,10 @@ impl Body for KFileObject {
         if left == 0 {
             this.clean_up(at);
         }
+    }
+
+    fn dispatcher(&self) -> Option<&Header> {
+        Some(self.event.header())
     }
 
     fn delete(&mut self, at: &mut Irql<Passive>) {
@@ -95,7 +100,7 @@ fn send_to_top(
 ) -> Result<IoStatus, NtStatus> {
     let top = stack::top_of(device, at);
     // SAFETY: the file, and what the caller's parameters lead to, is there until the packet has come back, which is waited for.
-    unsafe { send_for_file(&top, parts, file, |_| {}, at) }
+    unsafe { send_for_file(&top, parts, file, at) }
 }
 
 /// The parse procedure of devices.

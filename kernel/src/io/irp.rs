@@ -16,11 +16,17 @@ use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 
-use sync::irql::Irql;
+use sync::irql::{Dispatch, Irql};
 
-use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite};
-use super::{MayDoIo, call, complete, packet};
+use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, irp_flags, major};
+use super::objects::{KDeviceObject, KFileObject};
+use super::transfer::Method;
+use super::{MayDoIo, call, complete, packet, start_io};
 use crate::ke::bugcheck::StopCode;
+use crate::mm::mdl::{Mdl, flags as mdl_flags};
+use crate::mm::mdl_pages;
+use crate::mm::tables::{Access, Caching};
+use crate::ob::ObRef;
 use crate::rtl::NtStatus;
 
 /// A packet that a driver's routine was called with.
@@ -85,6 +91,40 @@ macro_rules! questions {
             DeviceControl::from_words(unsafe { (*packet::current(self.packet).as_ptr()).parameters })
         }
 
+        /// The class of information that a query of a file is about.
+        pub fn information_class(&self) -> u32 {
+            // SAFETY: ours (I1).
+            unsafe { (*packet::current(self.packet).as_ptr()).parameters[1] as u32 }
+        }
+
+        /// The file that it is a request of, if it is one's.
+        pub fn file(&self) -> Option<&KFileObject> {
+            // SAFETY: ours (I1); its maker keeps the file until the packet has come back.
+            unsafe { (*packet::current(self.packet).as_ptr()).file_object.as_ref() }
+        }
+
+        /// What came with it in a system buffer: of a write or a control. Empty without one.
+        pub fn input(&self) -> &[u8] {
+            // SAFETY: ours (I1), and borrowed as long.
+            unsafe { system_buffer(self.packet, false).as_ref() }
+        }
+
+        /// Where what goes back is put, in a system buffer: of a read or a control, whose input it takes the place of. Empty without one.
+        pub fn output(&mut self) -> &mut [u8] {
+            // SAFETY: ours (I1), and borrowed as long.
+            unsafe { system_buffer(self.packet, true).as_mut() }
+        }
+
+        /// The pages of its buffer, mapped for the kernel: of direct I/O. None: it has none, as it is of no bytes or comes otherwise.
+        ///
+        /// # Errors
+        /// STATUS_INSUFFICIENT_RESOURCES.
+        #[doc(alias = "MmGetSystemAddressForMdlSafe")]
+        pub fn pages<L: MayDoIo>(&mut self, at: &mut Irql<L>) -> Result<Option<Pages<'_>>, NtStatus> {
+            // SAFETY: ours (I1), and borrowed as long.
+            unsafe { map_pages(self.packet, at) }
+        }
+
         /// Has somebody asked for it to be cancelled?
         #[inline(always)]
         pub fn is_cancelled(&self) -> bool {
@@ -105,6 +145,100 @@ macro_rules! questions {
             }
         }
     };
+}
+
+/// The side of a packet's system buffer.
+///
+/// # Safety
+/// The packet is the caller's, a driver.
+unsafe fn system_buffer(packet: NonNull<KIrp>, is_output: bool) -> NonNull<[u8]> {
+    // SAFETY: the caller's; lengths and buffer belong together (I2; transfer.rs, B1).
+    unsafe {
+        let location = packet::current(packet).as_ref();
+        let bytes = match location.major_function {
+            major::READ if is_output => ReadWrite::from_words(location.parameters).length,
+            major::WRITE if !is_output => ReadWrite::from_words(location.parameters).length,
+            major::QUERY_INFORMATION if is_output => location.parameters[0] as u32,
+            major::DEVICE_CONTROL | major::INTERNAL_DEVICE_CONTROL => {
+                let control = DeviceControl::from_words(location.parameters);
+                let is_buffered = Method::of_code(control.code) == Method::Buffered;
+                match (is_output, is_buffered) {
+                    (true, true) => control.output_length,
+                    (true, false) => 0,
+                    (false, _) => control.input_length,
+                }
+            }
+            _ => 0,
+        };
+        let has_buffer = (*packet.as_ptr()).flags & irp_flags::BUFFERED_IO != 0;
+        match NonNull::new((*packet.as_ptr()).associated.cast::<u8>()) {
+            Some(buffer) if has_buffer => NonNull::slice_from_raw_parts(buffer, bytes as usize),
+            _ => NonNull::slice_from_raw_parts(NonNull::dangling(), 0),
+        }
+    }
+}
+
+/// # Safety
+/// As [`system_buffer`].
+unsafe fn map_pages<'a, L: MayDoIo>(
+    packet: NonNull<KIrp>,
+    at: &mut Irql<L>,
+) -> Result<Option<Pages<'a>>, NtStatus> {
+    // SAFETY: the caller's: the list is the packet's, whose pages are locked for what the packet asks; mapped for no more than that.
+    unsafe {
+        let Some(list) = NonNull::new((*packet.as_ptr()).mdl_address) else { return Ok(None) };
+        let mut list = Mdl::from_raw(list);
+        let is_writable = list.has(mdl_flags::WRITE_OPERATION);
+        let mapped = mdl_flags::MAPPED_TO_SYSTEM_VA
+            | mdl_flags::SOURCE_IS_NONPAGED_POOL
+            | mdl_flags::PARENT_MAPPED_SYSTEM_VA;
+        let address = if list.header().flags & mapped != 0 {
+            NonNull::new_unchecked(list.header().mapped_system_va)
+        } else {
+            let access = if is_writable { Access::Write } else { Access::Read };
+            mdl_pages::map(&mut list, access, Caching::WriteBack, at)
+                .map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?
+        };
+        Ok(Some(Pages { address, bytes: list.bytes() as usize, is_writable, packet: PhantomData }))
+    }
+}
+
+/// A request's buffer by its pages, as long as the packet is here. Its owner may look and write there meanwhile: so it is copied from and to.
+pub struct Pages<'a> {
+    address: NonNull<u8>,
+    bytes: usize,
+    is_writable: bool,
+    packet: PhantomData<&'a mut ()>,
+}
+
+impl Pages<'_> {
+    /// Bytes.
+    #[expect(clippy::len_without_is_empty, reason = "one of no bytes there isn't")]
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where it is mapped, for who moves more than bytes: `len` bytes, as long as this.
+    pub fn address(&self) -> NonNull<u8> {
+        self.address
+    }
+
+    /// Copies out of it from `start` on; how many bytes: what is there of them.
+    pub fn read(&self, start: usize, to: &mut [u8]) -> usize {
+        let bytes = to.len().min(self.bytes.saturating_sub(start));
+        // SAFETY: within the mapping; `to` is the caller's.
+        unsafe { to.as_mut_ptr().copy_from(self.address.as_ptr().add(start.min(self.bytes)), bytes) };
+        bytes
+    }
+
+    /// Copies into it from `start` on; how many bytes: what there is room for, none in a buffer that is only to be read.
+    pub fn write(&mut self, start: usize, from: &[u8]) -> usize {
+        let room = if self.is_writable { self.bytes.saturating_sub(start) } else { 0 };
+        let bytes = from.len().min(room);
+        // SAFETY: within the mapping, which is writable.
+        unsafe { self.address.as_ptr().add(start.min(self.bytes)).copy_from(from.as_ptr(), bytes) };
+        bytes
+    }
 }
 
 impl<'c> Irp<'c> {
@@ -144,11 +278,20 @@ impl<'c> Irp<'c> {
         };
         let this = ManuallyDrop::new(self);
         // SAFETY: ours (I1), and no more. The device below stays as long as this one (device.rs, I3), which stays for the packet (I4).
-        let status = unsafe {
-            packet::skip_current(this.packet);
-            call::call_driver(below, this.packet)
-        };
+        let status = unsafe { call::call_in_place(below, this.packet) };
         Handled { status, call: PhantomData }
+    }
+
+    /// Has the driver's StartIo called with it, when the device has ended what came before; in order, or by `key`.
+    #[doc(alias = "IoStartPacket")]
+    pub fn start<L: MayDoIo>(self, key: Option<u32>, at: &mut Irql<L>) -> Handled<'c> {
+        self.pend(|packet| {
+            // SAFETY: ours, marked pending; a location's device is there (device.rs, I4), a driver's in Rust, which has a StartIo.
+            unsafe {
+                let device = NonNull::new_unchecked((*packet::current(packet).as_ptr()).device_object);
+                start_io::start_packet(device, packet, key, at);
+            }
+        })
     }
 
     /// Keeps it; `queue` has it from now on, and may have ended it already.
@@ -175,6 +318,41 @@ impl Pended {
     #[doc(alias = "IoCompleteRequest")]
     pub fn complete<L: MayDoIo>(self, status: NtStatus, information: usize, increment: u8, at: &mut Irql<L>) {
         self.end((status, information), increment, at);
+    }
+}
+
+/// A packet that its device is busy with: its end starts the next one.
+#[must_use = "a packet that is dropped never comes back to its maker"]
+pub struct Started {
+    packet: Pended,
+    /// Which is busy with it.
+    device: ObRef<KDeviceObject>,
+}
+
+impl Started {
+    /// # Safety
+    /// As [`Pended::from_raw`], by a StartIo routine that was called with it.
+    pub(super) unsafe fn from_raw(packet: NonNull<KIrp>) -> Self {
+        // SAFETY: the caller's; a location's device is there (device.rs, I4).
+        unsafe {
+            let device = NonNull::new_unchecked((*packet::current(packet).as_ptr()).device_object);
+            Self { packet: Pended::from_raw(packet), device: ObRef::of_raw(device) }
+        }
+    }
+
+    /// What it asks.
+    pub fn request(&mut self) -> &mut Pended {
+        &mut self.packet
+    }
+
+    /// Ends it, and starts the next one, if any waits.
+    #[doc(alias = "IoStartNextPacket")]
+    pub fn complete(self, status: NtStatus, information: usize, increment: u8, at: &mut Irql<Dispatch>) {
+        let Self { packet, device } = self;
+        packet.complete(status, information, increment, at);
+        // SAFETY: once for each that was started, as this takes it by value. The device has a reference: the packet's end may have been
+        // what kept it.
+        unsafe { start_io::start_next_packet(device.as_ptr(), at) };
     }
 }
 

@@ -244,6 +244,10 @@ pub mod major {
     pub const READ: u8 = 0x03;
     /// Bytes to the device.
     pub const WRITE: u8 = 0x04;
+    /// What a file is.
+    pub const QUERY_INFORMATION: u8 = 0x05;
+    /// What a file is to be.
+    pub const SET_INFORMATION: u8 = 0x06;
     /// What was written is to be lasting.
     pub const FLUSH_BUFFERS: u8 = 0x09;
     /// A code that says what.

@@ -1,8 +1,9 @@
 //! I/O: packets, and the drivers that they travel through.
 //!
-//! Reading order: `layout` and `objects` (NT's bytes), `packet` (locations), `call` and `complete` (down and back up), `cancel` and `csq`
-//! (ending early), `device_queue` (waiting for a device); `allocate`; then the same in safe Rust: `irp`, `driver`, `device`, `stack`, `request`,
-//! `file` and `null`. What the checked build watches: `verify`.
+//! Reading order: `layout` and `objects` (NT's bytes), `packet` (locations), `call` and `complete` (down and back up), `cancel`, `csq` and
+//! `csq_raw` (ending early), `device_queue` (waiting for a device); `allocate`; then the same in safe Rust: `irp`, `driver`, `device`, `stack`, `request`,
+//! `file`, `transfer` (buffers), `file_io`, `services` (by handles), `start_io`,
+//! `remove_lock` and `null`. What the checked build watches: `verify`.
 
 #[cfg(target_os = "none")]
 pub mod allocate;
@@ -11,6 +12,7 @@ pub mod cancel;
 pub mod complete;
 #[cfg(target_os = "none")]
 pub mod csq;
+pub mod csq_raw;
 #[cfg(target_os = "none")]
 pub mod device;
 pub mod device_queue;
@@ -19,21 +21,30 @@ pub mod driver;
 #[cfg(target_os = "none")]
 pub mod file;
 #[cfg(target_os = "none")]
+pub mod file_io;
+#[cfg(target_os = "none")]
 pub mod irp;
 pub mod layout;
 #[cfg(target_os = "none")]
 pub mod null;
 pub mod objects;
 pub mod packet;
+pub mod remove_lock;
 #[cfg(target_os = "none")]
 pub mod request;
 #[cfg(target_os = "none")]
+pub mod services;
+#[cfg(target_os = "none")]
 pub mod stack;
+#[cfg(target_os = "none")]
+mod start_io;
+#[cfg(target_os = "none")]
+pub mod transfer;
 #[cfg(feature = "verifier")]
 pub mod verify;
 
 use sync::event::MaySignal;
-use sync::irql::{Apc, Below, Dispatch, Fixed, Irql, Passive, PoolAccess};
+use sync::irql::{Apc, Below, Dispatch, Fixed, Ipi, Irql, Passive, PoolAccess, SpaceLock};
 
 use crate::ke::bugcheck::StopCode;
 use crate::rtl::NtStatus;
@@ -41,9 +52,9 @@ use layout::KIrp;
 use objects::KDeviceObject;
 
 /// Up to DISPATCH and under no lock: where a packet may be sent on, completed or cancelled, all of which calls drivers.
-pub trait MayDoIo: MaySignal + Below<PoolAccess> {}
+pub trait MayDoIo: MaySignal + Below<PoolAccess> + Below<SpaceLock> + Below<Ipi> {}
 
-impl<L: MaySignal + Below<PoolAccess>> MayDoIo for L {}
+impl<L: MaySignal + Below<PoolAccess> + Below<SpaceLock> + Below<Ipi>> MayDoIo for L {}
 
 #[cfg(target_os = "none")]
 fn bugcheck(code: StopCode, parameters: [u64; 4]) -> ! {

@@ -15,6 +15,7 @@ use sync::irql::{Apc, Dispatch, Fixed, Irql, Passive};
 
 use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, allocation, irp_flags, major};
 use super::objects::{KDeviceObject, KFileObject};
+use super::transfer::{MayTransfer, Transfer};
 use super::{MayDoIo, allocate, call, cancel, packet, stack};
 use crate::ke::event::{Event, EventKind};
 use crate::ke::timer::Due;
@@ -75,42 +76,83 @@ pub fn send_and_wait<L: MayWait + MayDoIo + wait::CanWait>(
     at: &mut Irql<L>,
 ) -> Result<IoStatus, NtStatus> {
     // SAFETY: no file, no buffer.
-    unsafe { send_for_file(device, function.parts(), ptr::null_mut(), |_| {}, at) }
+    unsafe { send_for_file(device, function.parts(), ptr::null_mut(), at) }
 }
 
-/// The same for a file, or null; `with` gives the packet what else it needs.
+/// The same for a file, or null.
 ///
 /// # Errors
 /// As [`send_and_wait`].
 ///
 /// # Safety
-/// The file, and what the parameters and `with` lead the packet to, stay until this returns.
+/// The file, and what the parameters lead the packet to, stay until this returns.
 #[inline]
 pub(super) unsafe fn send_for_file<L: MayWait + MayDoIo + wait::CanWait>(
     device: &ObRef<KDeviceObject>,
     parts: Parts,
     file: *mut KFileObject,
-    with: impl FnOnce(NonNull<KIrp>),
     at: &mut Irql<L>,
 ) -> Result<IoStatus, NtStatus> {
     let irp = allocate::allocate(device.stack_size(), at)?;
+    // SAFETY: the packet is ours, and again when it has ended; the caller's.
+    unsafe {
+        prepare(irp, parts, file);
+        send_prepared(device, irp, at);
+        let end = (*irp.as_ptr()).io_status;
+        allocate::free(irp, at);
+        Ok(end)
+    }
+}
+
+/// The same, with buffers.
+///
+/// # Errors
+/// As [`send_and_wait`], and as [`Transfer::attach`].
+///
+/// # Safety
+/// As [`send_for_file`], and as [`Transfer::attach`].
+pub(super) unsafe fn send_transfer<L: MayTransfer>(
+    device: &ObRef<KDeviceObject>,
+    parts: Parts,
+    file: *mut KFileObject,
+    transfer: &Transfer,
+    at: &mut Irql<L>,
+) -> Result<IoStatus, NtStatus> {
+    let irp = allocate::allocate(device.stack_size(), at)?;
+    // SAFETY: as above; the buffers are finished when the packet has ended.
+    unsafe {
+        prepare(irp, parts, file);
+        let end = transfer.attach(irp, at).map(|()| {
+            send_prepared(device, irp, at);
+            transfer.finish(irp, at)
+        });
+        allocate::free(irp, at);
+        end
+    }
+}
+
+/// Sends a packet, and waits until it has ended: it is the caller's again.
+///
+/// # Safety
+/// The packet is the caller's, with all that it leads to until this returns.
+#[inline(always)]
+unsafe fn send_prepared<L: MayWait + MayDoIo + wait::CanWait>(
+    device: &ObRef<KDeviceObject>,
+    irp: NonNull<KIrp>,
+    at: &mut Irql<L>,
+) {
     let event = Event::new(EventKind::Notification, false);
     // SAFETY: the packet is ours until it is sent, and from its end on (I3), which is before the return where that isn't STATUS_PENDING,
     // else before the event. The event stays until the wait is over, which is behind its last use (I2); the device stays, as it is borrowed.
     unsafe {
         let it = irp.as_ptr();
-        prepare(irp, parts, file);
         (*it).allocation_flags |= allocation::KEPT;
-        (*it).flags = irp_flags::SYNCHRONOUS_API;
+        (*it).flags |= irp_flags::SYNCHRONOUS_API;
         (*it).user_event = (&raw const event).cast_mut();
-        with(irp);
         let status = call::call_driver(device.as_ptr(), irp);
         if status == NtStatus::PENDING {
             let _ = wait::for_single(&event, None, at);
         }
-        let end = (*it).io_status;
-        allocate::free(irp, at);
-        Ok(end)
     }
 }
 

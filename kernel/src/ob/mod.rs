@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`access`] (rights), [`types`] (what objects of a kind share; [`Body`], what can be an object), `header` (what stands in
 //! front of a body), `reference` ([`ObRef`], [`create`]), `delete` (the end); then names: [`directory`], [`link`], [`mod@namespace`];
-//! and [`handle`].
+//! and [`handle`]; `dispatcher` (events and their like as objects) and `services` (what kernel code does with handles).
 //!
 //! An object's body is Rust's value of a type that is [`Body`]; NT's routines and drivers know an object by the address of its body.
 //! `here` is what all this needs of the machine; on a host `hosted` stands in for it, and the rest runs there as it ships.
@@ -10,6 +10,8 @@
 pub mod access;
 mod delete;
 pub mod directory;
+#[cfg(target_os = "none")]
+pub mod dispatcher;
 pub mod handle;
 mod header;
 #[cfg(target_os = "none")]
@@ -19,6 +21,8 @@ pub mod hosted;
 pub mod link;
 pub mod namespace;
 mod reference;
+#[cfg(target_os = "none")]
+pub mod services;
 pub mod types;
 
 #[cfg(target_os = "none")]
@@ -59,6 +63,18 @@ pub fn kernel_handles() -> &'static HandleTable {
 pub(crate) fn start(at: &mut sync::irql::Irql<sync::irql::Passive>) -> Result<(), crate::rtl::NtStatus> {
     kernel_handles().grow(at)?;
     let namespace = Namespace::new(at)?;
+    let types = [
+        dispatcher::EventObject::object_type().any(),
+        dispatcher::SemaphoreObject::object_type().any(),
+        dispatcher::MutantObject::object_type().any(),
+        dispatcher::TimerObject::object_type().any(),
+        crate::io::objects::KDeviceObject::object_type().any(),
+        crate::io::objects::KDriverObject::object_type().any(),
+        crate::io::objects::KFileObject::object_type().any(),
+    ];
+    for type_ in types {
+        namespace.add_type(type_, at)?;
+    }
     NAMESPACE.call_once(|| namespace);
     Ok(())
 }

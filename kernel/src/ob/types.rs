@@ -21,6 +21,7 @@ use sync::irql::{Apc, Irql, Passive};
 use super::access::{AccessMask, GenericMapping};
 use super::namespace::{Parsed, Request};
 use super::reference::ObRef;
+use crate::ke::object::Header;
 use crate::mm::pool::Tag;
 use crate::rtl::NtStatus;
 
@@ -41,6 +42,11 @@ pub trait Body: Send + Sync + Sized + 'static {
     #[doc(alias = "CloseProcedure")]
     fn close(this: &ObRef<Self>, left: u32, at: &mut Irql<Passive>) {
         let _ = (this, left, at);
+    }
+
+    /// What a wait for it waits for; none: it is nothing that is waited for.
+    fn dispatcher(&self) -> Option<&Header> {
+        None
     }
 
     /// Does it say itself where a path leads that goes through it? Then [`parse`](Self::parse) is called for every path that leads
@@ -67,6 +73,8 @@ pub struct Type {
     pub(super) end: unsafe fn(NonNull<()>, &mut Irql<Passive>),
     /// Tells an object of this type.
     close: unsafe fn(&ObRef, u32, &mut Irql<Passive>),
+    /// Finds what is waited for in a body of this type.
+    dispatcher: unsafe fn(NonNull<()>) -> Option<NonNull<Header>>,
     parses: bool,
     /// Asks an object of this type.
     parse: unsafe fn(&ObRef, Request<'_>, &mut Irql<Passive>) -> Result<Parsed, NtStatus>,
@@ -96,6 +104,7 @@ impl<T: Body> ObjectType<T> {
             valid_access,
             end: end::<T>,
             close: close::<T>,
+            dispatcher: dispatcher::<T>,
             parses: T::PARSES,
             parse: parse::<T>,
             number: AtomicU32::new(0),
@@ -192,6 +201,15 @@ unsafe fn close<T: Body>(object: &ObRef, left: u32, at: &mut Irql<Passive>) {
     T::close(this, left, at);
 }
 
+/// What is waited for in a body.
+///
+/// # Safety
+/// `body` is a `T`, and stays as long as what is returned is used.
+unsafe fn dispatcher<T: Body>(body: NonNull<()>) -> Option<NonNull<Header>> {
+    // SAFETY: the caller's.
+    unsafe { body.cast::<T>().as_ref() }.dispatcher().map(NonNull::from)
+}
+
 /// Asks `object` where a path leads.
 ///
 /// # Safety
@@ -211,6 +229,12 @@ impl ObRef {
     pub(super) fn closed(&self, left: u32, at: &mut Irql<Passive>) {
         // SAFETY: of its own type.
         unsafe { (self.object_type().close)(self, left, at) };
+    }
+
+    /// What a wait for it waits for, if it is anything that is waited for.
+    pub fn dispatcher(&self) -> Option<&Header> {
+        // SAFETY: of its own type; as long as this reference.
+        unsafe { (self.object_type().dispatcher)(self.as_ptr().cast()).map(|header| header.as_ref()) }
     }
 
     /// Where a path leads that goes through it.

@@ -56,6 +56,10 @@ statuses! {
     BUFFER_OVERFLOW = 0x8000_0005;
     /// There is no further one.
     NO_MORE_ENTRIES = 0x8000_001A;
+    /// No such class of information.
+    INVALID_INFO_CLASS = 0xC000_0003;
+    /// The buffer is smaller than the structure.
+    INFO_LENGTH_MISMATCH = 0xC000_0004;
     /// Something failed, without a better word.
     UNSUCCESSFUL = 0xC000_0001;
     /// Not there yet.
@@ -186,6 +190,13 @@ impl NtStatus {
     #[inline(always)]
     pub const fn is_success(self) -> bool {
         self.0 as i32 >= 0
+    }
+
+    /// Neither success, information nor a warning.
+    #[doc(alias = "NT_ERROR")]
+    #[inline(always)]
+    pub const fn is_error(self) -> bool {
+        self.0 >> 30 == 3
     }
 
     /// As a routine that has nothing else to return would say it.

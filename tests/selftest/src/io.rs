@@ -37,16 +37,19 @@ pub(crate) const TESTS: &[Test] = &[
     ("io::a_driver_is_unloaded_behind_its_last_file", |at| settled(unload, at)),
 ];
 
-fn is(found: NtStatus, wanted: NtStatus, what: &'static str) -> Result {
+pub(crate) fn is(found: NtStatus, wanted: NtStatus, what: &'static str) -> Result {
     equal(found.0.into(), wanted.0.into(), what)
 }
 
-fn ok<T>(result: core::result::Result<T, NtStatus>, what: &'static str) -> core::result::Result<T, Verdict> {
+pub(crate) fn ok<T>(
+    result: core::result::Result<T, NtStatus>,
+    what: &'static str,
+) -> core::result::Result<T, Verdict> {
     result.map_err(|status| Verdict::Fail(what, status.0.into(), 0))
 }
 
 /// Runs a test, wherever it ends, to what every one leaves: the lists of packets empty, no call under way.
-fn settled(test: fn(&mut Irql<Passive>) -> Result, at: &mut Irql<Passive>) -> Result {
+pub(crate) fn settled(test: fn(&mut Irql<Passive>) -> Result, at: &mut Irql<Passive>) -> Result {
     let result = test(at);
     allocate::trim(at);
     result?;
@@ -55,10 +58,10 @@ fn settled(test: fn(&mut Irql<Passive>) -> Result, at: &mut Irql<Passive>) -> Re
 }
 
 /// A driver, unloaded when this goes; the drivers of what is attached to its devices come behind it, so they go first.
-struct Loaded(ObRef<KDriverObject>);
+pub(crate) struct Loaded(pub(crate) ObRef<KDriverObject>);
 
 impl Loaded {
-    fn new<D: Driver>(at: &mut Irql<Passive>) -> core::result::Result<Self, Verdict> {
+    pub(crate) fn new<D: Driver>(at: &mut Irql<Passive>) -> core::result::Result<Self, Verdict> {
         ok(driver::register::<D, _>(at), "a driver").map(Self)
     }
 }

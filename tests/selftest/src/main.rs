@@ -53,6 +53,8 @@ mod interrupts_moved;
 mod interrupts_objects;
 #[cfg(target_os = "none")]
 mod io;
+mod io_buffers;
+mod io_start;
 #[cfg(target_os = "none")]
 mod late;
 #[cfg(target_os = "none")]
@@ -84,6 +86,7 @@ mod memory_user;
 #[cfg(target_os = "none")]
 mod ob;
 #[cfg(target_os = "none")]
+mod ob_dispatcher;
 mod ob_handles;
 #[cfg(target_os = "none")]
 mod ob_names;
