@@ -126,6 +126,14 @@ unsafe fn end<L: MayDoIo>(irp: NonNull<KIrp>, increment: u8, at: &mut Irql<L>) -
                 AtomicI32::from_ptr((&raw mut (*master).associated).cast()).fetch_sub(1, Ordering::AcqRel);
             return if left == 1 { NonNull::new(master) } else { None };
         }
+        #[cfg(target_os = "none")]
+        if (*it).allocation_flags & super::layout::allocation::ASYNCHRONOUS != 0 {
+            // Unmarked, it is its sender's, who is told by the status.
+            if (*it).pending_returned {
+                super::async_io::ended(irp, increment, at);
+            }
+            return None;
+        }
         let (event, iosb) = ((*it).user_event, (*it).user_iosb);
         // Its maker, who waits only where it was told STATUS_PENDING, may take all of it away as soon as it is told; and needn't be told
         // otherwise.

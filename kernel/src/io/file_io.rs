@@ -87,7 +87,7 @@ impl Operation {
         }
     }
 
-    fn moves(&self) -> bool {
+    pub(super) fn moves(&self) -> bool {
         matches!(self, Self::Read(_, None) | Self::Write(_, None))
     }
 }

@@ -161,6 +161,8 @@ pub mod allocation {
     pub const FROM_POOL: u8 = 0x02;
     /// It is its maker's again when it has ended; not its maker's memory: at its end it is given back.
     pub const KEPT: u8 = 0x04;
+    /// Its end is told in its maker's thread (async_io.rs).
+    pub const ASYNCHRONOUS: u8 = 0x08;
 }
 
 /// A driver's part of a packet: NT's IO_STACK_LOCATION.

@@ -2,11 +2,13 @@
 //!
 //! Reading order: `layout` and `objects` (NT's bytes), `packet` (locations), `call` and `complete` (down and back up), `cancel`, `csq` and
 //! `csq_raw` (ending early), `device_queue` (waiting for a device); `allocate`; then the same in safe Rust: `irp`, `driver`, `device`, `stack`, `request`,
-//! `file`, `transfer` (buffers), `file_io`, `services` (by handles), `start_io`,
-//! `remove_lock` and `null`. What the checked build watches: `verify`.
+//! `file`, `transfer` (buffers), `file_io`, `async_io`, `services` (by handles), `start_io`,
+//! `remove_lock`, `work_item`, `shutdown` and `null`. What the checked build watches: `verify`.
 
 #[cfg(target_os = "none")]
 pub mod allocate;
+#[cfg(target_os = "none")]
+pub mod async_io;
 pub mod call;
 pub mod cancel;
 pub mod complete;
@@ -35,6 +37,8 @@ pub mod request;
 #[cfg(target_os = "none")]
 pub mod services;
 #[cfg(target_os = "none")]
+pub mod shutdown;
+#[cfg(target_os = "none")]
 pub mod stack;
 #[cfg(target_os = "none")]
 mod start_io;
@@ -42,6 +46,8 @@ mod start_io;
 pub mod transfer;
 #[cfg(feature = "verifier")]
 pub mod verify;
+#[cfg(target_os = "none")]
+pub mod work_item;
 
 use sync::event::MaySignal;
 use sync::irql::{Apc, Below, Dispatch, Fixed, Ipi, Irql, Passive, PoolAccess, SpaceLock};

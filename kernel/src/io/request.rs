@@ -159,7 +159,7 @@ unsafe fn send_prepared<L: MayWait + MayDoIo + wait::CanWait>(
 /// # Safety
 /// The packet is the caller's.
 #[inline(always)]
-unsafe fn prepare(irp: NonNull<KIrp>, parts: Parts, file: *mut KFileObject) {
+pub(super) unsafe fn prepare(irp: NonNull<KIrp>, parts: Parts, file: *mut KFileObject) {
     // SAFETY: the caller's.
     unsafe {
         let next = packet::next(irp).as_ptr();

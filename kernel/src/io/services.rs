@@ -1,15 +1,16 @@
 //! What kernel code does with files by their handles: NT's `Zw` calls.
 //!
 //! IRQL:       PASSIVE.
-//! Not as NT:  every call waits for its request's end. A file that is opened for asynchronous I/O serialises nothing and keeps no place;
-//!             requests that go on meanwhile are [`Request`](super::request::Request)'s.
+//! Not as NT:  whether a call waits is the caller's to say, by which it calls, not the file's; a synchronous file takes no call that doesn't.
 //! Tests:      selftest `io_files::*`.
 //! Sources:    WDK, `ZwCreateFile`, `ZwOpenFile`, `ZwReadFile`, `ZwWriteFile`, `ZwDeviceIoControlFile`, `ZwQueryInformationFile`.
 
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 
 use sync::irql::{Irql, Passive};
 
+use super::async_io::{self, Told};
 use super::file::OpenOptions;
 use super::file_io::{self, Operation, Target};
 use super::layout::{IoStatus, major};
@@ -139,6 +140,48 @@ pub fn write_file(
     at: &mut Irql<Passive>,
 ) -> Result<IoStatus, NtStatus> {
     file_io::write(&file(handle, at)?, place, buffer, at)
+}
+
+/// [`read_file`], but that it goes on by itself: STATUS_PENDING, or how it has ended, which has been told then unless it failed.
+///
+/// # Errors
+/// As [`read_file`]; STATUS_INVALID_PARAMETER: a synchronous file.
+///
+/// # Safety
+/// `bytes` bytes at `buffer`, and the status block, are the request's to write until it has ended; the routine may be called with its context.
+#[doc(alias = "ZwReadFile")]
+pub unsafe fn read_file_and_go_on(
+    handle: Handle,
+    place: i64,
+    buffer: NonNull<u8>,
+    bytes: u32,
+    told: Told,
+    at: &mut Irql<Passive>,
+) -> Result<NtStatus, NtStatus> {
+    let buffer = Buffer { address: buffer.as_ptr(), bytes };
+    // SAFETY: the caller's.
+    unsafe { async_io::send(file(handle, at)?, &Operation::Read(buffer, Some(place)), told, at) }
+}
+
+/// [`write_file`], but that it goes on by itself, as [`read_file_and_go_on`].
+///
+/// # Errors
+/// As [`read_file_and_go_on`].
+///
+/// # Safety
+/// As [`read_file_and_go_on`], but that the buffer is only read.
+#[doc(alias = "ZwWriteFile")]
+pub unsafe fn write_file_and_go_on(
+    handle: Handle,
+    place: i64,
+    buffer: NonNull<u8>,
+    bytes: u32,
+    told: Told,
+    at: &mut Irql<Passive>,
+) -> Result<NtStatus, NtStatus> {
+    let buffer = Buffer { address: buffer.as_ptr(), bytes };
+    // SAFETY: the caller's.
+    unsafe { async_io::send(file(handle, at)?, &Operation::Write(buffer, Some(place)), told, at) }
 }
 
 /// Has the file's device do what `code` says.

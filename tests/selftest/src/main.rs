@@ -53,8 +53,10 @@ mod interrupts_moved;
 mod interrupts_objects;
 #[cfg(target_os = "none")]
 mod io;
+mod io_async;
 mod io_buffers;
 mod io_start;
+mod io_work;
 #[cfg(target_os = "none")]
 mod late;
 #[cfg(target_os = "none")]
