@@ -387,6 +387,7 @@ fn miri() -> Result<Done> {
         "se_access",
         "se_assign",
         "se_descriptors",
+        "se_objects",
         "se_tokens",
     ];
     let tests = tests.map(|name| ["--test", name]);

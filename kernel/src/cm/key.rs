@@ -33,6 +33,7 @@ use crate::ob::{
     self, AccessMask, Body, GenericMapping, Namespace, ObRef, ObjectType, Parsed, Path, Permanence, Request,
 };
 use crate::rtl::{Case, NtStatus, WideStr, WideString, vec};
+use crate::se::{DescriptorBuffer, Security};
 use crate::wide;
 
 /// Units of a key's name, at most.
@@ -64,6 +65,7 @@ pub struct Key {
     parent: Option<ObRef<Key>>,
     depth: usize,
     pub(super) is_link: bool,
+    pub(super) security: Security,
     state: PushLock<State>,
 }
 
@@ -101,6 +103,10 @@ impl Body for Key {
         Self::walk(this, request, at)
     }
 
+    fn security(&self) -> Option<&Security> {
+        Some(&self.security)
+    }
+
     fn close(this: &ObRef<Self>, left: u32, at: &mut Irql<Passive>) {
         if left == 0 {
             this.unwatch_handles(at);
@@ -127,10 +133,20 @@ impl State {
 }
 
 impl Key {
-    fn new(parent: Option<ObRef<Self>>, creation: &Creation) -> Result<Self, NtStatus> {
+    fn new(
+        parent: Option<ObRef<Self>>,
+        creation: &Creation,
+        descriptor: Option<DescriptorBuffer>,
+    ) -> Result<Self, NtStatus> {
         let class = creation.class.as_deref().unwrap_or(wide!(""));
         let depth = parent.as_ref().map_or(0, |parent| parent.depth + 1);
-        Ok(Self { parent, depth, is_link: creation.is_link, state: PushLock::new(State::new(class)?) })
+        Ok(Self {
+            parent,
+            depth,
+            is_link: creation.is_link,
+            security: Security::new(descriptor),
+            state: PushLock::new(State::new(class)?),
+        })
     }
 
     /// The root of a new registry, as `path` in `names`: a name that stays.
@@ -142,7 +158,7 @@ impl Key {
         path: Path<'_>,
         at: &mut Irql<Passive>,
     ) -> Result<ObRef<Self>, NtStatus> {
-        let root = ob::create(Self::new(None, &Creation::new())?, at)?;
+        let root = ob::create(Self::new(None, &Creation::new(), None)?, at)?;
         names.enter(path, &root.clone().upcast(), Permanence::Permanent, at)?;
         Ok(root)
     }
@@ -213,7 +229,7 @@ impl Key {
     ///
     /// # Errors
     /// STATUS_KEY_DELETED; STATUS_OBJECT_NAME_INVALID: it can't be a name; STATUS_NAME_TOO_LONG: too many keys above it;
-    /// STATUS_INSUFFICIENT_RESOURCES.
+    /// STATUS_ACCESS_DENIED: not for its creator; STATUS_INSUFFICIENT_RESOURCES.
     #[doc(alias = "ZwCreateKey")]
     pub fn create_subkey(
         this: &ObRef<Self>,
@@ -231,7 +247,12 @@ impl Key {
             return Err(NtStatus::NAME_TOO_LONG);
         }
         let entry_name = WideString::of(&[name])?;
-        let new = ob::create(Self::new(Some(this.clone()), creation)?, at)?;
+        let (who, mapping) = (creation.who(), Self::object_type().any().mapping());
+        if let Some(who) = &who {
+            this.security.check(who, KEY_CREATE_SUB_KEY, mapping, at)?;
+        }
+        let descriptor = this.security.for_new(who.as_ref(), true, mapping, at)?;
+        let new = ob::create(Self::new(Some(this.clone()), creation, descriptor)?, at)?;
         {
             let mut state = this.state.exclusive(at);
             if state.is_deleted {

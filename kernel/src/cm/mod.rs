@@ -13,7 +13,7 @@
 //! A key is an object of type `Key` with the rest of the namespace in front of it: `\Registry` is a name, and what is behind it is a key's to
 //! parse. Each has a push lock of its own.
 //!
-//! Not as NT:  nothing is read from or written to files: all keys are as volatile as memory. Keys have no security descriptor, there are no
+//! Not as NT:  nothing is read from or written to files: all keys are as volatile as memory. There are no
 //!             transactions, callbacks or views for 32-bit programs. All who open a key have the same object, with rights of their own.
 
 #[cfg(target_os = "none")]

@@ -11,6 +11,8 @@ use super::key::Key;
 use super::value::ValueType;
 use crate::ob::{Body, Namespace, ObRef, Parsed, Path, Request};
 use crate::rtl::{NtStatus, WideStr, WideString};
+use crate::se::Token;
+use crate::se::token::Subject;
 use crate::wide;
 
 /// Between names.
@@ -24,6 +26,8 @@ pub struct Creation {
     pub class: Option<WideString>,
     /// REG_OPTION_CREATE_LINK: it is to be a link, whose value `SymbolicLinkValue` says where it leads; a link that is there is not followed.
     pub is_link: bool,
+    /// In whose name; nobody's: the kernel's, and the key is secured as the one above it.
+    pub creator: Option<ObRef<Token>>,
     /// What was found.
     pub disposition: Disposition,
 }
@@ -31,7 +35,13 @@ pub struct Creation {
 impl Creation {
     /// Of a usual key without a class.
     pub const fn new() -> Self {
-        Self { class: None, is_link: false, disposition: Disposition::Opened }
+        Self { class: None, is_link: false, creator: None, disposition: Disposition::Opened }
+    }
+}
+
+impl Creation {
+    pub(super) fn who(&self) -> Option<Subject<'_>> {
+        self.creator.as_deref().map(Subject::new)
     }
 }
 

@@ -4,11 +4,15 @@
 
 use sync::irql::{Irql, Passive};
 
-use super::key::Key;
+use super::key::{KEY_ALL_ACCESS, KEY_READ, Key};
 use super::path::{self, Creation, LINK_VALUE};
 use super::value::ValueType;
 use crate::ob::{Body, Namespace, Path};
 use crate::rtl::{NtStatus, WideStr, vec};
+use crate::se::acl::{AceFlags, AceKind};
+use crate::se::descriptor::{Control, Parts};
+use crate::se::sid::known;
+use crate::se::{AclBuffer, Descriptor};
 use crate::wide;
 
 /// Each behind what it is below.
@@ -35,13 +39,34 @@ const KEYS: &[&WideStr] = &[
 
 const CONTROL_SET: &WideStr = wide!("\\Registry\\Machine\\System\\ControlSet001");
 
+/// Says who may do what with `root` and all that is made below it: the system and administrators everything, others read.
+fn secure(root: &Key, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
+    let mut dacl = AclBuffer::new()?;
+    for (mask, sid) in [
+        (KEY_ALL_ACCESS, &known::LOCAL_SYSTEM),
+        (KEY_ALL_ACCESS, &known::ADMINISTRATORS),
+        (KEY_READ, &known::WORLD),
+    ] {
+        dacl.push(AceKind::Allow, AceFlags::CONTAINER_INHERIT, mask, sid)?;
+    }
+    let descriptor = Descriptor {
+        control: Control::DACL_PRESENT,
+        owner: Some(&known::ADMINISTRATORS),
+        group: Some(&known::LOCAL_SYSTEM),
+        dacl: Some(&dacl),
+        ..Descriptor::default()
+    };
+    root.security.set(Parts::OWNER.with(Parts::GROUP).with(Parts::DACL), descriptor, at)
+}
+
 /// The root `\Registry` and the keys that are always there, in `names`.
 ///
 /// # Errors
 /// STATUS_INSUFFICIENT_RESOURCES; what was made until then is there.
 pub fn create_standard(names: &Namespace, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
     names.add_type(Key::object_type().any(), at)?;
-    Key::new_root(names, Path::new(wide!("\\Registry")), at)?;
+    let root = Key::new_root(names, Path::new(wide!("\\Registry")), at)?;
+    secure(&root, at)?;
     for name in KEYS {
         path::create(names, Path::new(name), &mut Creation::new(), at)?;
     }

@@ -16,6 +16,7 @@ use super::path::{self as paths, Creation, Disposition};
 use super::value::ValueType;
 use crate::ob::{AccessMask, Attributes, Caller, Handle, HandleTable, Namespace, ObRef, Path};
 use crate::rtl::{NtStatus, WideStr};
+use crate::se::token::Subject;
 
 /// The key of `handle`, which has the rights `access`.
 ///
@@ -30,10 +31,10 @@ pub fn key(
     caller.reference(handle, access, at)
 }
 
-/// A handle in `table` to the key at the end of `path`, with the rights `access`.
+/// A handle in `table` to the key at the end of `path`, with the rights `access`, if `who` may have them; nobody is the kernel.
 ///
 /// # Errors
-/// As [`paths::open`] and [`HandleTable::open`].
+/// As [`paths::open`] and [`HandleTable::open_for`].
 #[doc(alias = "ZwOpenKey")]
 pub fn open(
     table: &HandleTable,
@@ -41,16 +42,17 @@ pub fn open(
     path: Path<'_>,
     access: AccessMask,
     attributes: Attributes,
+    who: Option<&Subject<'_>>,
     at: &mut Irql<Passive>,
 ) -> Result<Handle, NtStatus> {
     let key = paths::open(names, path, at)?;
-    table.open(key.upcast(), access, attributes, at)
+    table.open_for(key.upcast(), access, attributes, who, at)
 }
 
 /// The same, to a key that is made if it isn't there, and whether it was.
 ///
 /// # Errors
-/// As [`paths::create`] and [`HandleTable::open`]; a key that was made is gone again then.
+/// As [`paths::create`] and [`HandleTable::open_for`]; a key that was made is gone again then.
 #[doc(alias = "ZwCreateKey")]
 pub fn create(
     table: &HandleTable,
@@ -63,7 +65,13 @@ pub fn create(
 ) -> Result<Handle, NtStatus> {
     let access = if creation.is_link { access.with(KEY_CREATE_LINK) } else { access };
     let key = paths::create(names, path, creation, at)?;
-    let opened = table.open(key.clone().upcast(), access, attributes, at);
+    let opened = match creation.disposition {
+        // Its creator may do everything with what it has just made.
+        Disposition::Created => table.open(key.clone().upcast(), access, attributes, at),
+        Disposition::Opened => {
+            table.open_for(key.clone().upcast(), access, attributes, creation.who().as_ref(), at)
+        }
+    };
     if opened.is_err() && creation.disposition == Disposition::Created {
         // Not if somebody has made keys below it meanwhile: then it is theirs.
         let _ = Key::delete(&key, at);

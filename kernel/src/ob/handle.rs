@@ -13,8 +13,8 @@
 //!             T2 an entry is taken before anything is changed that would have to be undone: what fails keeps nothing.
 //! Not as NT:  a handle has some bits of a sequence, so a stale one is STATUS_INVALID_HANDLE and not whatever took its place; upper bits that
 //!             are neither all set nor all clear are, too. Whoever opens an object by its name while its last handle is closed may
-//!             get a handle to an object that has lost its name. Rights are the type's valid ones for everybody, until there are security
-//!             descriptors. There is no open procedure.
+//!             get a handle to an object that has lost its name. Who opens by a path is not asked in its name yet: by a
+//!             reference ([`HandleTable::open_for`]) alone. There is no open procedure.
 //! Tests:      tests/models/tests/handles.rs; tests/props/tests/ob_handles.rs; selftest `ob_handles::*`.
 //! Sources:    WDK, "Object Handles", `ObReferenceObjectByHandle`, `ObOpenObjectByPointer`, `ZwClose`, `ZwDuplicateObject`, OBJECT_ATTRIBUTES.
 
@@ -35,6 +35,7 @@ use super::types::{Body, Type};
 use crate::ke::apc::ProcessorMode;
 use crate::mm::pool::Tag;
 use crate::rtl::NtStatus;
+use crate::se::token::Subject;
 
 /// Of a table's blocks.
 const TAG: Tag = Tag::new(b"Obtb");
@@ -328,6 +329,31 @@ impl HandleTable {
         let granted = object.object_type().grant(access)?;
         let vacant = self.take(at)?;
         Ok(self.fill(vacant, object, Info::new(granted, attributes)))
+    }
+
+    /// A handle to `object` with the rights that its descriptor gives `who` of `access`; nobody is the kernel. An object without a descriptor is
+    /// open to all.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and as [`Security::check`](crate::se::Security::check).
+    #[doc(alias = "ObOpenObjectByPointer")]
+    pub fn open_for(
+        &self,
+        object: ObRef,
+        access: AccessMask,
+        attributes: Attributes,
+        who: Option<&Subject<'_>>,
+        at: &mut Irql<Passive>,
+    ) -> Result<Handle, NtStatus> {
+        let (Some(security), Some(who)) = (object.security(), who) else {
+            return self.open(object, access, attributes, at);
+        };
+        let mut granted = security.check(who, access, object.object_type().mapping(), at)?;
+        if access.contains(AccessMask::MAXIMUM_ALLOWED) {
+            // Its list may allow what the type hasn't.
+            granted = granted & object.object_type().valid_access();
+        }
+        self.open(object, granted, attributes, at)
     }
 
     /// A handle to what `path` leads to, of type `wanted` if one is given.

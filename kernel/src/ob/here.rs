@@ -14,7 +14,7 @@ use crate::mm::Exhausted;
 use crate::mm::pool::{self, Tag};
 
 /// What directories and objects are locked by.
-pub(super) use crate::ex::PushLock;
+pub(crate) use crate::ex::PushLock;
 
 /// Nonpaged, aligned to 16.
 #[track_caller]

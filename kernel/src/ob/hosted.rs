@@ -14,7 +14,7 @@ use crate::mm::Exhausted;
 use crate::mm::pool::Tag;
 
 /// Its waiters are threads of the host.
-pub(super) type PushLock<T> = sync::PushLock<T, sync::event::hosted::ThreadEvent>;
+pub(crate) type PushLock<T> = sync::PushLock<T, sync::event::hosted::ThreadEvent>;
 
 /// In front of each block: its size and tag, and 16 bytes as the pool aligns.
 const PREFIX: usize = 16;

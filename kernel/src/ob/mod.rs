@@ -34,6 +34,7 @@ pub use access::{AccessMask, GenericMapping};
 pub use directory::Directory;
 pub use handle::{Attributes, Caller, Handle, HandleTable};
 pub use link::SymbolicLink;
+pub(crate) use machine::PushLock;
 pub use namespace::{Namespace, Parsed, Path, Permanence, Request};
 pub use reference::{ObRef, Object, create, create_with_extra};
 pub use types::{Body, ObjectType, Type};

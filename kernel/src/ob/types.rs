@@ -24,6 +24,7 @@ use super::reference::ObRef;
 use crate::ke::object::Header;
 use crate::mm::pool::Tag;
 use crate::rtl::NtStatus;
+use crate::se::Security;
 
 /// What can be an object's body. Shared by all who have a reference, on any processor, at any level.
 pub trait Body: Send + Sync + Sized + 'static {
@@ -46,6 +47,12 @@ pub trait Body: Send + Sync + Sized + 'static {
 
     /// What a wait for it waits for; none: it is nothing that is waited for.
     fn dispatcher(&self) -> Option<&Header> {
+        None
+    }
+
+    /// Where its security descriptor is, if objects of this type have one: who opens it in somebody's name is asked about there.
+    #[doc(alias = "SecurityProcedure")]
+    fn security(&self) -> Option<&Security> {
         None
     }
 
@@ -75,6 +82,8 @@ pub struct Type {
     close: unsafe fn(&ObRef, u32, &mut Irql<Passive>),
     /// Finds what is waited for in a body of this type.
     dispatcher: unsafe fn(NonNull<()>) -> Option<NonNull<Header>>,
+    /// An object's descriptor.
+    security: for<'a> unsafe fn(&'a ObRef) -> Option<&'a Security>,
     parses: bool,
     /// Asks an object of this type.
     parse: unsafe fn(&ObRef, Request<'_>, &mut Irql<Passive>) -> Result<Parsed, NtStatus>,
@@ -105,6 +114,7 @@ impl<T: Body> ObjectType<T> {
             end: end::<T>,
             close: close::<T>,
             dispatcher: dispatcher::<T>,
+            security: security::<T>,
             parses: T::PARSES,
             parse: parse::<T>,
             number: AtomicU32::new(0),
@@ -210,6 +220,15 @@ unsafe fn dispatcher<T: Body>(body: NonNull<()>) -> Option<NonNull<Header>> {
     unsafe { body.cast::<T>().as_ref() }.dispatcher().map(NonNull::from)
 }
 
+/// The descriptor of `object`.
+///
+/// # Safety
+/// Its body is a `T`.
+unsafe fn security<T: Body>(object: &ObRef) -> Option<&Security> {
+    // SAFETY: the caller's; the reference keeps it.
+    unsafe { object.as_ptr().cast::<T>().as_ref() }.security()
+}
+
 /// Asks `object` where a path leads.
 ///
 /// # Safety
@@ -235,6 +254,12 @@ impl ObRef {
     pub fn dispatcher(&self) -> Option<&Header> {
         // SAFETY: of its own type; as long as this reference.
         unsafe { (self.object_type().dispatcher)(self.as_ptr().cast()).map(|header| header.as_ref()) }
+    }
+
+    /// Where its security descriptor is, if objects of its type have one.
+    pub fn security(&self) -> Option<&Security> {
+        // SAFETY: of its own type.
+        unsafe { (self.object_type().security)(self) }
     }
 
     /// Where a path leads that goes through it.

@@ -56,14 +56,14 @@ statuses! {
     BUFFER_OVERFLOW = 0x8000_0005;
     /// There is no further one.
     NO_MORE_ENTRIES = 0x8000_001A;
-    /// No such class of information.
-    INVALID_INFO_CLASS = 0xC000_0003;
-    /// The buffer is smaller than the structure.
-    INFO_LENGTH_MISMATCH = 0xC000_0004;
     /// Something failed, without a better word.
     UNSUCCESSFUL = 0xC000_0001;
     /// Not there yet.
     NOT_IMPLEMENTED = 0xC000_0002;
+    /// No such class of information.
+    INVALID_INFO_CLASS = 0xC000_0003;
+    /// The buffer is smaller than the structure.
+    INFO_LENGTH_MISMATCH = 0xC000_0004;
     /// An address that may not be reached in this way.
     ACCESS_VIOLATION = 0xC000_0005;
     /// There is none.

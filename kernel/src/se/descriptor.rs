@@ -83,6 +83,11 @@ impl Parts {
     /// SACL_SECURITY_INFORMATION.
     pub const SACL: Self = Self(8);
 
+    /// Both sets.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Is all of `other` in it?
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0

@@ -1,7 +1,8 @@
 //! Security: who somebody is, what an object says of who may do what with it, and whether the one may do what it asks of the other.
 //!
 //! Reading order: [`sid`] (names of users and groups), [`acl`] (lists of what is allowed and denied to them), [`descriptor`] (what an object
-//! says), [`privilege`], [`token`] (who somebody is), [`access`] (the decision), [`assign`] (what a new object says).
+//! says), [`privilege`], [`token`] (who somebody is), [`access`] (the decision), [`assign`] (what a new object says),
+//! [`object`] (what of all this is in an object).
 //!
 //! What comes from outside is bytes until it was parsed: a [`Sid`] or an [`Acl`] is a view of bytes that are one, so that nothing behind
 //! the parsers can read beyond them. Descriptors are kept self-relative, in one block.
@@ -13,6 +14,7 @@ pub mod access;
 pub mod acl;
 pub mod assign;
 pub mod descriptor;
+pub mod object;
 pub mod privilege;
 pub mod sid;
 pub mod token;
@@ -20,6 +22,7 @@ pub mod token;
 pub use access::access_check;
 pub use acl::{Acl, AclBuffer};
 pub use descriptor::{Descriptor, DescriptorBuffer};
+pub use object::Security;
 pub use privilege::{Luid, Privilege, Privileges};
 pub use sid::{Sid, SidBuffer};
 pub use token::Token;

@@ -133,7 +133,7 @@ fn handles_have_their_rights_and_their_watches() {
         let writes =
             zw::create(&table, &names, path, &mut creation, key::KEY_WRITE, attributes, at).expect("made");
         assert_eq!(creation.disposition, cm::Disposition::Created);
-        let reads = zw::open(&table, &names, path, key::KEY_READ, attributes, at).expect("there");
+        let reads = zw::open(&table, &names, path, key::KEY_READ, attributes, None, at).expect("there");
         let all = zw::create(&table, &names, path, &mut creation, key::KEY_ALL_ACCESS, attributes, at)
             .expect("there");
         assert_eq!(creation.disposition, cm::Disposition::Opened);
