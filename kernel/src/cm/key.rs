@@ -6,7 +6,7 @@
 //!  └────────────────── reference ─────────────────┘
 //! ```
 //!
-//! Owns:       [`Key`]: the names below it, its values. Not: paths (path.rs), who watches (notify.rs).
+//! Owns:       [`Key`]: the names below it. Not: paths (path.rs), values (value.rs), who watches (notify.rs).
 //! IRQL:       PASSIVE and APC; parsing at PASSIVE.
 //! Locks:      a key's push lock; under it that of one right below it. Nobody goes up with one held.
 //! Invariants: K1 a key that isn't deleted is in its parent's list, once, and the list has a reference to it. A deleted one is in none, has
@@ -26,8 +26,8 @@ use sync::irql::{Apc, Irql, Passive};
 
 use super::machine::{self, PushLock};
 use super::notify::{Filter, Watch, end_watches};
-use super::path::{Creation, Disposition, LINK_VALUE, SEPARATOR};
-use super::value::{ValueType, Values};
+use super::path::{Creation, Disposition, SEPARATOR};
+use super::value::Values;
 use crate::mm::pool::Tag;
 use crate::ob::{
     self, AccessMask, Body, GenericMapping, Namespace, ObRef, ObjectType, Parsed, Path, Permanence, Request,
@@ -179,7 +179,7 @@ impl Key {
     }
 
     /// Changes it; then those who watch are told of `what`. If it fails it has changed nothing.
-    fn change<L: MayWait, R>(
+    pub(super) fn change<L: MayWait, R>(
         &self,
         what: Filter,
         at: &mut Irql<L>,
@@ -373,75 +373,6 @@ impl Key {
         self.read(at, |state, _| {
             let entry = state.keys.get(number as usize).ok_or(NtStatus::NO_MORE_ENTRIES)?;
             Ok(f(&entry.name, &entry.key))
-        })
-    }
-
-    /// Has the value `name` be `bytes`, of type `kind`. The empty name is one as well.
-    ///
-    /// # Errors
-    /// STATUS_KEY_DELETED; STATUS_NAME_TOO_LONG; STATUS_ACCESS_DENIED: a link has no value but the one that says where it leads;
-    /// STATUS_INSUFFICIENT_RESOURCES. Nothing is changed then.
-    #[doc(alias = "ZwSetValueKey")]
-    pub fn set_value<L: MayWait>(
-        &self,
-        name: &WideStr,
-        kind: ValueType,
-        bytes: &[u8],
-        at: &mut Irql<L>,
-    ) -> Result<(), NtStatus> {
-        if self.is_link && !(kind == ValueType::LINK && name.equals(LINK_VALUE, Case::Insensitive)) {
-            return Err(NtStatus::ACCESS_DENIED);
-        }
-        let old = self.change(Filter::LAST_SET, at, |state, at| state.values.set(name, kind, bytes, at))?;
-        // When no lock is held.
-        drop(old);
-        Ok(())
-    }
-
-    /// Deletes the value `name`.
-    ///
-    /// # Errors
-    /// STATUS_OBJECT_NAME_NOT_FOUND; STATUS_KEY_DELETED.
-    #[doc(alias = "ZwDeleteValueKey")]
-    pub fn delete_value<L: MayWait>(&self, name: &WideStr, at: &mut Irql<L>) -> Result<(), NtStatus> {
-        let old = self.change(Filter::LAST_SET, at, |state, _| {
-            state.values.remove(name).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)
-        })?;
-        drop(old);
-        Ok(())
-    }
-
-    /// Calls `f` with the value `name`, holding the key's lock shared.
-    ///
-    /// # Errors
-    /// STATUS_OBJECT_NAME_NOT_FOUND; STATUS_KEY_DELETED.
-    #[doc(alias = "ZwQueryValueKey")]
-    pub fn with_value<L: MayWait, R>(
-        &self,
-        name: &WideStr,
-        at: &mut Irql<L>,
-        f: impl FnOnce(ValueType, &[u8]) -> R,
-    ) -> Result<R, NtStatus> {
-        self.read(at, |state, at| {
-            let value = state.values.find(name).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
-            Ok(f(value.kind, value.data.get(at)))
-        })
-    }
-
-    /// The same with the value of that number, in the order in which their names came.
-    ///
-    /// # Errors
-    /// STATUS_NO_MORE_ENTRIES; STATUS_KEY_DELETED.
-    #[doc(alias = "ZwEnumerateValueKey")]
-    pub fn value_at<L: MayWait, R>(
-        &self,
-        number: u32,
-        at: &mut Irql<L>,
-        f: impl FnOnce(&WideStr, ValueType, &[u8]) -> R,
-    ) -> Result<R, NtStatus> {
-        self.read(at, |state, at| {
-            let value = state.values.as_slice().get(number as usize).ok_or(NtStatus::NO_MORE_ENTRIES)?;
-            Ok(f(&value.name, value.kind, value.data.get(at)))
         })
     }
 }

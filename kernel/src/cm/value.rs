@@ -4,9 +4,13 @@
 
 use core::fmt;
 
+use sync::event::MayWait;
 use sync::irql::{Apc, Irql};
 
+use super::key::Key;
 use super::machine::{self, Data};
+use super::notify::Filter;
+use super::path::LINK_VALUE;
 use crate::rtl::{Case, NtStatus, WideStr, WideString, vec};
 
 extern crate alloc;
@@ -109,5 +113,76 @@ impl Values {
     /// Takes all of them.
     pub(super) fn take(&mut self) -> Self {
         core::mem::take(self)
+    }
+}
+
+impl Key {
+    /// Has the value `name` be `bytes`, of type `kind`. The empty name is one as well.
+    ///
+    /// # Errors
+    /// STATUS_KEY_DELETED; STATUS_NAME_TOO_LONG; STATUS_ACCESS_DENIED: a link has no value but the one that says where it leads;
+    /// STATUS_INSUFFICIENT_RESOURCES. Nothing is changed then.
+    #[doc(alias = "ZwSetValueKey")]
+    pub fn set_value<L: MayWait>(
+        &self,
+        name: &WideStr,
+        kind: ValueType,
+        bytes: &[u8],
+        at: &mut Irql<L>,
+    ) -> Result<(), NtStatus> {
+        if self.is_link && !(kind == ValueType::LINK && name.equals(LINK_VALUE, Case::Insensitive)) {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        let old = self.change(Filter::LAST_SET, at, |state, at| state.values.set(name, kind, bytes, at))?;
+        // When no lock is held.
+        drop(old);
+        Ok(())
+    }
+
+    /// Deletes the value `name`.
+    ///
+    /// # Errors
+    /// STATUS_OBJECT_NAME_NOT_FOUND; STATUS_KEY_DELETED.
+    #[doc(alias = "ZwDeleteValueKey")]
+    pub fn delete_value<L: MayWait>(&self, name: &WideStr, at: &mut Irql<L>) -> Result<(), NtStatus> {
+        let old = self.change(Filter::LAST_SET, at, |state, _| {
+            state.values.remove(name).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)
+        })?;
+        drop(old);
+        Ok(())
+    }
+
+    /// Calls `f` with the value `name`, holding the key's lock shared.
+    ///
+    /// # Errors
+    /// STATUS_OBJECT_NAME_NOT_FOUND; STATUS_KEY_DELETED.
+    #[doc(alias = "ZwQueryValueKey")]
+    pub fn with_value<L: MayWait, R>(
+        &self,
+        name: &WideStr,
+        at: &mut Irql<L>,
+        f: impl FnOnce(ValueType, &[u8]) -> R,
+    ) -> Result<R, NtStatus> {
+        self.read(at, |state, at| {
+            let value = state.values.find(name).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+            Ok(f(value.kind, value.data.get(at)))
+        })
+    }
+
+    /// The same with the value of that number, in the order in which their names came.
+    ///
+    /// # Errors
+    /// STATUS_NO_MORE_ENTRIES; STATUS_KEY_DELETED.
+    #[doc(alias = "ZwEnumerateValueKey")]
+    pub fn value_at<L: MayWait, R>(
+        &self,
+        number: u32,
+        at: &mut Irql<L>,
+        f: impl FnOnce(&WideStr, ValueType, &[u8]) -> R,
+    ) -> Result<R, NtStatus> {
+        self.read(at, |state, at| {
+            let value = state.values.as_slice().get(number as usize).ok_or(NtStatus::NO_MORE_ENTRIES)?;
+            Ok(f(&value.name, value.kind, value.data.get(at)))
+        })
     }
 }

@@ -105,6 +105,8 @@ proptest! {
                 assert_eq!(token.is(&group(number), For::Allow), kind & 4 != 0);
                 assert_eq!(token.is(&group(number), For::Deny), kind & 0x14 != 0);
             }
+            let changes_notify = privileges.keys().any(|it| Privilege::ALL[*it] == Privilege::ChangeNotify);
+            assert_eq!(token.privileges_by_default().has(Privilege::ChangeNotify), changes_notify);
             assert!(!token.is_restricted() && token.is(&known::LOCAL_SERVICE, For::Allow));
         }
     }
