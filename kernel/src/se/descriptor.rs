@@ -323,18 +323,18 @@ impl KSecurityDescriptor {
     /// STATUS_INVALID_SECURITY_DESCR: a part is none. What is trusted is lengths, not contents.
     ///
     /// # Safety
-    /// `from` leads to a header of the form that its control says, aligned to 4. Parts that it leads to are as long as they say, and nobody
+    /// `from` leads to a header of the form that its control says. Parts that it leads to are as long as they say, and nobody
     /// writes to any of it for `'a`.
     #[doc(alias = "RtlValidSecurityDescriptor")]
     pub unsafe fn view<'a>(from: *const Self) -> Result<Descriptor<'a>, NtStatus> {
         let relative = from.cast::<KRelativeDescriptor>();
-        // SAFETY: the caller's. Up to the offsets, both forms are the same.
-        let (revision, control) = unsafe { ((*relative).revision, (*relative).control) };
+        // SAFETY: the caller's: either header is at least that long, and up to the offsets both are the same.
+        let header = unsafe { relative.read_unaligned() };
+        let (revision, control) = (header.revision, header.control);
         let [owner, group, sacl, dacl] = if control.contains(Control::SELF_RELATIVE) {
-            // SAFETY: the caller's: a header with offsets, which lead to parts.
-            unsafe { (*relative).offsets }.map(|offset| match offset {
+            header.offsets.map(|offset| match offset {
                 0 => ptr::null(),
-                // SAFETY: as above.
+                // SAFETY: the caller's: a header with offsets, which lead to parts.
                 offset => unsafe { relative.cast::<u8>().add(offset as usize) },
             })
         } else {
