@@ -4,12 +4,10 @@
 //! IRQL:       APC; who comes back may wait: for memory, for the store, for who reads the same page already.
 //! Invariants: I1 the key of a read is the page's address, and its sign is the leaf (`sync::in_flight`).
 
-use core::sync::atomic::Ordering;
-
 use sync::in_flight::InFlight;
 use sync::irql::{Apc, Irql, PageCacheAccess, SpaceLock};
 
-use super::{CHUNK, LEAF, POOL, RESIDENT, address_of, count_present, count_resident, page_of};
+use super::{CHUNK, LEAF, POOL, address_of, count_present, count_resident, page_of};
 use crate::ex::Wakeup;
 use crate::mm::frames::Frames;
 use crate::mm::pages::Page;
@@ -31,14 +29,9 @@ pub(super) fn with_frames<R>(
 }
 
 /// Marks pages for a trim, from `cursor` on and round, as many as `batch` takes; they are there, or hidden. Returns how many.
-/// `None`: there are no tables yet. What comes meanwhile may be left to the next.
+/// `None`: there are no tables yet.
 pub(in crate::mm) fn begin_trim(cursor: &mut u32, batch: &mut [u32], at: &mut Irql<Apc>) -> Option<usize> {
     let end = POOL.chunks() * CHUNK;
-    // Where nearly all is out or locked, no look at each address of a pool that once was large.
-    let batch = match RESIDENT.load(Ordering::Relaxed) as usize {
-        few if few < batch.len() => &mut batch[..few],
-        _ => batch,
-    };
     let (mut marked, mut looked_at) = (0, 0);
     // By chunks, so that the lock is held for the time of one.
     while looked_at < end && marked < batch.len() {
