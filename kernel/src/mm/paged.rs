@@ -70,8 +70,10 @@ static POOL: PagedPool<SITES, Kernel> =
         PagedPool::new(Kernel, Memory::new(PAGED_POOL as *mut u8, PAGED_POOL_ENTRIES as *const Pfn))
     };
 
-/// Pages that are present or hidden.
-static RESIDENT: AtomicU32 = AtomicU32::new(0);
+/// Pages that are present or hidden, by chunk: what can be put into transition. Written under `SpaceLock`.
+static RESIDENT: [AtomicU32; WORDS * 64] = [const { AtomicU32::new(0) }; WORDS * 64];
+/// Their sum.
+static ALL_RESIDENT: AtomicU32 = AtomicU32::new(0);
 /// Pages that are present, by chunk: what a trim would find. Written under `SpaceLock`.
 static PRESENT: [AtomicU32; WORDS * 64] = [const { AtomicU32::new(0) }; WORDS * 64];
 /// Their sum.
@@ -79,16 +81,20 @@ static ALL_PRESENT: AtomicU32 = AtomicU32::new(0);
 
 /// A page is present that was not, or was and is not.
 fn count_present(page: u32, is: bool) {
-    let chunk = &PRESENT[(page / CHUNK) as usize % PRESENT.len()];
+    count(&PRESENT, &ALL_PRESENT, page, is);
+}
+
+/// A page is present or hidden that was neither, or the reverse.
+fn count_resident(page: u32, is: bool) {
+    count(&RESIDENT, &ALL_RESIDENT, page, is);
+}
+
+fn count(chunks: &[AtomicU32; WORDS * 64], all: &AtomicU32, page: u32, is: bool) {
+    let chunk = &chunks[(page / CHUNK) as usize % chunks.len()];
     let by = if is { 1 } else { u32::MAX };
     chunk.store(chunk.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
     // Release: who finds none present finds the trim under way that has hidden the last.
-    ALL_PRESENT.store(ALL_PRESENT.load(Ordering::Relaxed).wrapping_add(by), Ordering::Release);
-}
-
-/// More pages are present or hidden; fewer, modulo 2³².
-fn count_resident(more: u32) {
-    RESIDENT.fetch_add(more, Ordering::Relaxed);
+    all.store(all.load(Ordering::Relaxed).wrapping_add(by), Ordering::Release);
 }
 
 /// This machine behind the pool.
@@ -154,7 +160,7 @@ impl Backing for Kernel {
 
     fn end(&self, first: u32, count: u32, at: &mut Irql<Apc>) {
         let (mut next, end) = (first, first + count);
-        let (mut made, mut resident) = (0, 0);
+        let mut made = 0;
         while next < end {
             let mut pages: [Option<Gone>; BATCH] = [None; BATCH];
             let mut found = 0;
@@ -167,7 +173,9 @@ impl Backing for Kernel {
                         Ended::Page { page, was, being_written } => {
                             pages[found] = Some((page, being_written));
                             found += 1;
-                            resident += u32::from(!matches!(was, Found::Transition(_)));
+                            if !matches!(was, Found::Transition(_)) {
+                                count_resident(next, false);
+                            }
                             if matches!(was, Found::Present(_)) {
                                 count_present(next, false);
                             }
@@ -182,7 +190,6 @@ impl Backing for Kernel {
             }
             made += found as u32;
         }
-        count_resident(resident.wrapping_neg());
         physical::manager().unpromise(count - made, &mut at.raise::<PageCacheAccess>());
     }
 }
@@ -297,7 +304,7 @@ fn reveal_or_make(address: u64, at: &mut Irql<Apc>) -> Step {
         if mapped.is_err() {
             return Step::Done(Resolution::Fatal);
         }
-        count_resident(1);
+        count_resident(page_of(page), true);
         count_present(page_of(page), true);
         Step::Done(Resolution::Resolved)
     });
@@ -407,7 +414,7 @@ pub struct Usage {
 /// See [`Usage`].
 pub fn usage<L: MayBlock + AtOrBelow<Apc>>(at: &mut Irql<L>) -> Usage {
     let addresses = POOL.pages_in_use(&mut at.raise::<Apc>());
-    Usage { addresses, resident: RESIDENT.load(Ordering::Relaxed), chunks: POOL.chunks() }
+    Usage { addresses, resident: ALL_RESIDENT.load(Ordering::Relaxed), chunks: POOL.chunks() }
 }
 
 /// What `tag` has; stale at once.

@@ -4,10 +4,12 @@
 //! IRQL:       APC; who comes back may wait: for memory, for the store, for who reads the same page already.
 //! Invariants: I1 the key of a read is the page's address, and its sign is the leaf (`sync::in_flight`).
 
+use core::sync::atomic::Ordering;
+
 use sync::in_flight::InFlight;
 use sync::irql::{Apc, Irql, PageCacheAccess, SpaceLock};
 
-use super::{CHUNK, LEAF, POOL, address_of, count_present, count_resident, page_of};
+use super::{CHUNK, LEAF, POOL, RESIDENT, address_of, count_present, count_resident, page_of};
 use crate::ex::Wakeup;
 use crate::mm::frames::Frames;
 use crate::mm::pages::Page;
@@ -38,6 +40,12 @@ pub(in crate::mm) fn begin_trim(cursor: &mut u32, batch: &mut [u32], at: &mut Ir
         system_pte::with_tables(at, |tables, _| {
             let first = if *cursor < end { *cursor } else { 0 };
             let until = ((first / CHUNK + 1) * CHUNK).min(first + end - looked_at);
+            // Where nearly all is out or locked, no look at each address of a pool that once was large.
+            if RESIDENT[(first / CHUNK) as usize % RESIDENT.len()].load(Ordering::Relaxed) == 0 {
+                *cursor = until;
+                looked_at += until - first;
+                return;
+            }
             for page in first..until {
                 if marked == batch.len() {
                     return;
@@ -62,12 +70,11 @@ pub(in crate::mm) fn begin_trim(cursor: &mut u32, batch: &mut [u32], at: &mut Ir
 pub(in crate::mm) fn end_trim(batch: &[u32], at: &mut Irql<Apc>) -> u32 {
     let left = system_pte::with_tables(at, |tables, source| {
         with_frames(tables, source.at, |tables, frames| {
-            batch.iter().filter(|&&page| paging::end_trim(tables, frames, address_of(page))).count() as u32
+            let left = batch.iter().filter(|&&page| paging::end_trim(tables, frames, address_of(page)));
+            left.inspect(|&&page| count_resident(page, false)).count() as u32
         })
     });
-    let left = left.unwrap_or(0);
-    count_resident(left.wrapping_neg());
-    left
+    left.unwrap_or(0)
 }
 
 /// A page that was in transition is there again.
@@ -77,7 +84,7 @@ pub(super) fn take_back(address: u64, tables: &mut Tables, at: &mut Irql<SpaceLo
     let found = with_frames(tables, at, |tables, frames| paging::take_back(tables, frames, address));
     if matches!(found, Found::Transition(_)) {
         count_present(page_of(address), true);
-        count_resident(1);
+        count_resident(page_of(address), true);
     }
     found
 }
@@ -113,7 +120,7 @@ pub(super) fn read(address: u64, slot: u32, at: &mut Irql<Apc>) -> Result<(), Mi
                 });
                 if ended == Read::Arrived {
                     count_present(page_of(address), true);
-                    count_resident(1);
+                    count_resident(page_of(address), true);
                 }
                 ended
             });
