@@ -98,14 +98,13 @@ impl Hardware {
 /// Each processor has the page cached as it is at first, to be written; then each runs its life, and takes interrupts to the end.
 fn run(lives: &'static [fn(&Hardware, &mut Irql<Passive>)]) {
     let count = lives.len() as u32;
-    cached(|cached| *cached = NONE);
     let entry = Entry(AtomicU32::new(number(Rights::Write)));
     let hardware = Arc::new(Hardware { machine: Machine::new(lives.len(), forget), entry });
+    (0..count).for_each(|me| on_processor::<Passive, _>(me, |_| hardware.machine.wake(me)));
+    cached(|cached| *cached = core::array::from_fn(|number| (number < lives.len()).then_some(Rights::Write)));
     let finished = Arc::new(AtomicU32::new(0));
     let whole = move |hardware: &Hardware, finished: &AtomicU32, me: u32| {
         on_processor::<Passive, _>(me, |at| {
-            hardware.machine.wake(me);
-            hardware.access(Rights::Write);
             lives[me as usize](hardware, at);
             finished.fetch_add(1, Ordering::Relaxed);
             hardware.machine.take_interrupts(at, || finished.load(Ordering::Relaxed) == count);
@@ -150,6 +149,12 @@ fn rights_that_go_back_and_forth() {
             runs,
         ]);
     });
+}
+
+/// It has the page cached to be written until the flush: whoever finds the other right before that could run it.
+#[test]
+fn two_that_run_it_beside_one_that_has_it_cached() {
+    explore_looks(Some(1), 3, || run(&[runs, runs, |_, _| ()]));
 }
 
 /// The flush of one change must not serve another that began behind it.
