@@ -128,6 +128,7 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("dpc_left_raised", 1, LEVEL, [Is(15), Is(2), In("forgets_a_raise"), Is(1)]),
     // Found HIGH where PASSIVE is expected, of a work item.
     crash("work_item_left_raised", 1, LEVEL, [Is(15), Is(0), In("work_forgets_a_raise"), Is(6)]),
+    crash("callback_left_raised", 1, LEVEL, [Is(15), Is(0), In("callback_forgets_a_raise"), Is(8)]),
     // At CLOCK, where DISPATCH is the most.
     crash("object_released_above_dispatch", 1, NOT_LESS, [Is(13), Is(2), Is(0), Is(0)]),
     crash("thread_left_raised", 1, LEVEL, [Is(15), Is(0), In("thread_forgets_a_raise"), Is(4)]),

@@ -90,6 +90,15 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
             static RAISES: Dpc = Dpc::new(forgets_a_raise);
             RAISES.queue([0; 2], at);
         }
+        "callback_left_raised" => {
+            if let Ok(callback) = kernel::ex::Callback::unnamed(true, at) {
+                let routine = crate::ex_callbacks::callback_forgets_a_raise;
+                // SAFETY: the routine uses nothing that it is told.
+                let _registered =
+                    unsafe { kernel::ex::Callback::register(&callback, routine, core::ptr::null_mut(), at) };
+                callback.notify(0, 0, at);
+            }
+        }
         "work_item_left_raised" => {
             static RAISES: WorkItem = WorkItem::new(work_forgets_a_raise);
             assert!(RAISES.queue(Queue::Delayed, at), "it was not queued");

@@ -223,6 +223,13 @@ fn fire(at: &mut Irql<Passive>) -> Result {
     unbroken(0, "sections")
 }
 
+/// For a crash.
+#[inline(never)]
+pub(crate) unsafe extern "win64" fn callback_forgets_a_raise(_: *mut c_void, _: *mut c_void, _: *mut c_void) {
+    // SAFETY: it is the crash: whoever has called this looks at the level.
+    unsafe { arch::irql::set(15) };
+}
+
 fn uuids(at: &mut Irql<Passive>) -> Result {
     const EACH: usize = 400;
     /// Time of each, by thread: 60 bits.
