@@ -53,7 +53,7 @@ static SEEN: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
 
 impl Store {
     fn new(at: &mut Irql<Passive>) -> core::result::Result<Self, Verdict> {
-        let room = Owned::try_new(TAG, [0; ROOM], at).map_err(|_| Verdict::Fail("no memory", 0, 0))?;
+        let room = Owned::try_zeroed(TAG, at).map_err(|_| Verdict::Fail("no memory", 0, 0))?;
         Ok(Self(SpinLock::new(room)))
     }
 
@@ -183,8 +183,8 @@ fn disk(flags: u32, at: &mut Irql<Passive>) -> core::result::Result<Disk, Verdic
 fn moved(at: &mut Irql<Passive>) -> Result {
     for flags in [device_flags::BUFFERED_IO, device_flags::DIRECT_IO] {
         let disk = disk(flags, at)?;
-        let mut memory =
-            Owned::try_new(TAG, [0_u8; ROOM + 16], at).map_err(|_| Verdict::Fail("no memory", 0, 0))?;
+        let mut memory: Owned<[u8; ROOM + 16]> =
+            Owned::try_zeroed(TAG, at).map_err(|_| Verdict::Fail("no memory", 0, 0))?;
         // Across pages, within one, and up to the last byte.
         for (start, length) in [(0, ROOM), (1, PAGE), (PAGE - 1, 2), (ROOM - 1, 1), (7, 2 * PAGE + 3)] {
             let given = &mut memory[5..5 + length];
@@ -235,8 +235,9 @@ fn controls(at: &mut Irql<Passive>) -> Result {
     )?;
     check(output == [0xAA; 12], "what a failure has written", 0, 0)?;
     // By pages.
-    let mut pages =
-        Owned::try_new(TAG, [1_u8; 2 * PAGE], at).map_err(|_| Verdict::Fail("no memory", 0, 0))?;
+    let mut pages: Owned<[u8; 2 * PAGE]> =
+        Owned::try_zeroed(TAG, at).map_err(|_| Verdict::Fail("no memory", 0, 0))?;
+    pages.fill(1);
     let end = ok(file_io::control(target, SUM, &[2, 3], &mut pages[100..PAGE + 200], at), "a control")?;
     is(end.status, NtStatus::SUCCESS, "pages that may only be read")?;
     equal(end.information as u64, 5 + PAGE as u64 + 100, "the sum of both")?;

@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use sync::irql::{Apc, Below, Dispatch, Irql, Passive, PoolAccess};
 
 use super::heap::at_current_level;
-use super::{Tag, allocate, free};
+use super::{Tag, allocate, allocate_zeroed, free};
 use crate::ke::bugcheck::{StopCode, bugcheck};
 use crate::mm::Exhausted;
 use crate::mm::pfn::PAGE_SIZE;
@@ -57,6 +57,15 @@ impl<T> Owned<T> {
     /// `value` came from [`into_raw`](Self::into_raw) of a box with this tag, once, and nobody else uses it.
     pub unsafe fn from_raw(value: NonNull<T>, tag: Tag) -> Self {
         Self { value, tag }
+    }
+}
+
+impl<const N: usize> Owned<[u8; N]> {
+    /// Zeroes, which were on nobody's stack: for arrays that would fill it.
+    #[track_caller]
+    pub fn try_zeroed<L: Below<PoolAccess>>(tag: Tag, at: &mut Irql<L>) -> Result<Self, Exhausted> {
+        let block = allocate_zeroed(tag, Self::BYTES, at)?;
+        Ok(Self { value: block.cast(), tag })
     }
 }
 
