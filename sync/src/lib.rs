@@ -7,7 +7,7 @@
 //!    readers that must not write; [`bit_lock`], in an object's header
 //! 3. [`deferred`], [`ipi`], [`shootdown`], [`disconnect`], [`log_ring`], [`clock_owner`], [`system_time`], [`timer`],
 //!    [`deadline`], [`page_counts`], [`toggle`], [`references`], [`stash`], [`slist`], [`pile`], [`cancel`],
-//!    [`handles`]: protocols between processors
+//!    [`handles`]: protocols between processors; [`virtqueue`], with a device
 //! 4. [`wait_word`], [`handoff`], [`idle_set`], [`watch`], [`attention`], [`ownership`]: who ends a wait, when its thread may run elsewhere, who
 //!    looks for it, what it must look at itself, and what it holds
 //! 5. [`event`], what protocols between threads ask of the scheduler: [`rundown`], [`push_lock`], [`fast_mutex`], [`resource`],
@@ -64,6 +64,7 @@ pub mod system_time;
 mod testing;
 pub mod timer;
 pub mod toggle;
+pub mod virtqueue;
 pub mod wait_word;
 pub mod watch;
 mod word;

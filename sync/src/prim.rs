@@ -23,17 +23,19 @@ pub(crate) use const_unless_loom;
 #[cfg(loom)]
 pub(crate) use loom::{
     cell::{ConstPtr, MutPtr, UnsafeCell},
-    sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, fence},
+    sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, fence},
 };
 
 #[cfg(not(loom))]
 pub(crate) use cell::{ConstPtr, MutPtr, UnsafeCell};
 
 #[cfg(target_os = "none")]
-pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, fence};
+pub(crate) use core::sync::atomic::{
+    AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, fence,
+};
 
 #[cfg(all(not(target_os = "none"), not(loom)))]
-pub(crate) use interruptible::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, fence};
+pub(crate) use interruptible::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, fence};
 
 mod wide;
 pub(crate) use wide::Wide;
@@ -203,6 +205,7 @@ mod interruptible {
     }
 
     integer!(AtomicU8, u8);
+    integer!(AtomicU16, u16);
     integer!(AtomicU32, u32);
     integer!(AtomicU64, u64);
     integer!(AtomicUsize, usize);
