@@ -19,6 +19,7 @@ mod codegen;
 mod console;
 mod crash;
 mod debug;
+mod disk;
 mod dump;
 mod explore;
 mod guest;

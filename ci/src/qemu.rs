@@ -7,6 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::disk;
+
 /// The kernel needs an x2APIC, which QEMU emulates from this version on; older ones have it from KVM alone.
 const OLDEST: (u32, u32) = (9, 0);
 
@@ -175,12 +177,19 @@ pub(crate) enum Wiring<'a> {
         qmp: i32,
         /// A file for the guest's memory.
         memory: Option<i32>,
+        /// A file for the self-tests' disk.
+        disk: Option<i32>,
         /// The path of gdb's socket.
         gdb: Option<&'a Path>,
     },
 }
 
 impl Machine {
+    /// Does it have the self-tests' disks? Not where instructions are counted: the host says when a disk's work is over.
+    pub(crate) fn has_disks(&self) -> bool {
+        self.test_devices && !self.accel.counts() && self.machine.starts_with("q35")
+    }
+
     /// What `-icount` says.
     fn counter(&self) -> String {
         let counter = "shift=0,sleep=off";
@@ -243,7 +252,7 @@ impl Machine {
         }
         match wiring {
             Wiring::Terminal => add(&["-serial", "mon:stdio"]),
-            Wiring::Harness { serial, qmp, memory: _, gdb } => {
+            Wiring::Harness { serial, qmp, memory: _, disk, gdb } => {
                 // A file never makes the guest's UART wait, as a pipe that is full would.
                 add(&["-add-fd", &format!("fd={serial},set=1")]);
                 add(&["-chardev", "file,id=com1,path=/dev/fdset/1", "-serial", "chardev:com1"]);
@@ -256,6 +265,10 @@ impl Machine {
                 let in_pieces = |r: &Recording| r.direction == Direction::PlayInPieces;
                 if self.recording.as_ref().is_some_and(in_pieces) {
                     add(&["-S"]);
+                }
+                if let Some(fd) = disk {
+                    let words = disk::arguments(fd);
+                    add(&words.iter().map(String::as_str).collect::<Vec<_>>());
                 }
                 if let Some(socket) = gdb {
                     add(&["-S", "-gdb", &format!("unix:{},server=on,wait=off", socket.display())]);
@@ -318,7 +331,7 @@ mod tests {
 
     #[test]
     fn counted_runs_take_time_and_chance_from_the_counter() {
-        let wiring = Wiring::Harness { serial: 5, qmp: 6, memory: None, gdb: None };
+        let wiring = Wiring::Harness { serial: 5, qmp: 6, memory: None, disk: None, gdb: None };
         let line = joined(Accel::Icount, wiring);
         for part in ["shift=0,sleep=off", "clock=vm", "-seed 1", "-nic none", "-smp 8,sockets=2"] {
             assert!(line.contains(part), "{part}: {line}");
@@ -350,7 +363,8 @@ mod tests {
 
     #[test]
     fn a_debugged_guest_waits() {
-        let wiring = Wiring::Harness { serial: 5, qmp: 6, memory: None, gdb: Some(Path::new("dir/gdb")) };
+        let wiring =
+            Wiring::Harness { serial: 5, qmp: 6, memory: None, disk: None, gdb: Some(Path::new("dir/gdb")) };
         assert!(joined(Accel::Tcg, wiring).contains("-S -gdb unix:dir/gdb,server=on,wait=off"));
         assert!(!joined(Accel::Tcg, Wiring::Terminal).contains("-S"));
     }

@@ -15,6 +15,7 @@ use rustix::fs::MemfdFlags;
 use serde_json::json;
 
 use crate::console::Console;
+use crate::disk;
 use crate::guest::{self, Event, Lines, Transcript};
 use crate::hang;
 use crate::memory::{self, Memory};
@@ -109,10 +110,12 @@ impl Guest {
             .into();
         let theirs: OwnedFd = theirs.into();
         let (memory, ram) = if machine.readable { guest_memory(machine)?.unzip() } else { (None, None) };
+        let disk = if machine.has_disks() { Some(OwnedFd::from(disk::file()?)) } else { None };
         let wiring = Wiring::Harness {
             serial: process::number(&sink),
             qmp: process::number(&theirs),
             memory: ram.as_ref().map(process::number),
+            disk: disk.as_ref().map(process::number),
             gdb,
         };
         let mut command = Command::new(&qemu.program);
@@ -120,7 +123,7 @@ impl Guest {
         command.stderr(process::duplicate(stderr.as_fd())?);
         // Its own process group: a terminal's Ctrl-C is for the harness, which may want to ask QEMU a last question.
         command.process_group(0);
-        process::inherit(&mut command, [sink, theirs].into_iter().chain(ram).collect());
+        process::inherit(&mut command, [sink, theirs].into_iter().chain(ram).chain(disk).collect());
         let started = Instant::now();
         let mut child =
             Owned::spawn(&mut command).with_context(|| format!("cannot start {}", qemu.program.display()))?;

@@ -15,6 +15,7 @@ pub mod extended;
 pub mod ioapic;
 pub mod irql;
 pub mod paging;
+pub mod pci;
 pub mod pcr;
 pub(crate) mod ring;
 pub mod serial;

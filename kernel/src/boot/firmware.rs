@@ -1,4 +1,5 @@
-//! What ACPI's MADT knows: the processors that should be there, the I/O APICs, how ISA lines are wired.
+//! What ACPI knows: of the MADT, the processors that should be there, the I/O APICs, how ISA lines are wired; of the MCFG, where PCI
+//! Express configuration space is.
 //!
 //! The tables are parsed by the `acpi` crate; they are mapped on demand, read-only.
 
@@ -6,6 +7,7 @@ use core::cell::RefCell;
 use core::ptr::NonNull;
 
 use acpi::madt::{Madt, MadtEntry};
+use acpi::mcfg::Mcfg;
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 
 use super::Refusal;
@@ -16,6 +18,7 @@ use crate::mm::space::KernelSpace;
 /// I/O APICs, ISA overrides and processors beyond these are not kept; more than 64 processors are not run either.
 pub(crate) const MAX_IO_APICS: usize = 8;
 const MAX_OVERRIDES: usize = 24;
+const MAX_SEGMENTS: usize = 4;
 const MAX_PROCESSORS: usize = 256;
 
 /// An I/O APIC.
@@ -25,6 +28,19 @@ pub struct IoApicFacts {
     pub address: u32,
     /// The first global system interrupt that it takes.
     pub gsi_base: u32,
+}
+
+/// Where the configuration space of a range of buses is mapped: 1 MiB a bus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EcamFacts {
+    /// Physical address of `first`'s.
+    pub base: u64,
+    /// Segment group.
+    pub segment: u16,
+    /// The first bus.
+    pub first: u8,
+    /// The last one.
+    pub last: u8,
 }
 
 /// A list with a bound.
@@ -57,7 +73,7 @@ impl<T: Copy + Default, const N: usize> Bounded<T, N> {
     }
 }
 
-/// The MADT, condensed.
+/// MADT and MCFG, condensed.
 #[derive(Clone, Copy, Debug)]
 pub struct Firmware {
     /// APIC ids of the processors that are enabled.
@@ -66,6 +82,8 @@ pub struct Firmware {
     pub io_apics: Bounded<IoApicFacts, MAX_IO_APICS>,
     /// ISA lines that aren't wired one to one.
     pub overrides: Bounded<Override, MAX_OVERRIDES>,
+    /// PCI Express configuration space; nothing on a machine without.
+    pub ecam: Bounded<EcamFacts, MAX_SEGMENTS>,
 }
 
 impl Firmware {
@@ -77,8 +95,12 @@ impl Firmware {
         let tables = unsafe { AcpiTables::from_rsdp(handler, rsdp as usize) }
             .map_err(|_| Refusal::Firmware("ACPI tables"))?;
         let madt = tables.find_table::<Madt>().map_err(|_| Refusal::Firmware("ACPI MADT"))?;
-        let mut facts =
-            Self { processors: Bounded::new(), io_apics: Bounded::new(), overrides: Bounded::new() };
+        let mut facts = Self {
+            processors: Bounded::new(),
+            io_apics: Bounded::new(),
+            overrides: Bounded::new(),
+            ecam: Bounded::new(),
+        };
         const ENABLED: u32 = 1;
         for entry in madt.get().entries() {
             match entry {
@@ -98,6 +120,17 @@ impl Firmware {
                     flags: wire.flags,
                 }),
                 _ => {}
+            }
+        }
+        // A machine may have none: its PCI, if it has any, is reached by ports.
+        if let Ok(mcfg) = tables.find_table::<Mcfg>() {
+            for entry in mcfg.get().entries() {
+                facts.ecam.push(EcamFacts {
+                    base: entry.base_address,
+                    segment: entry.pci_segment_group,
+                    first: entry.bus_number_start,
+                    last: entry.bus_number_end,
+                });
             }
         }
         Ok(facts)

@@ -332,7 +332,8 @@ fn run_main(at: &mut Irql<Passive>, _: usize) {
     sync::irql::set_dispatch_limit(watchdog::Limits::get().total_milliseconds(), clock::tsc_hz() / 1000);
     let started = crate::ex::work::start(at).and_then(|()| crate::ob::start(at));
     let started = started.and_then(|()| crate::ex::callback::start(at));
-    if started.and_then(|()| crate::cm::start(at)).is_err() {
+    let started = started.and_then(|()| crate::cm::start(at));
+    if started.and_then(|()| crate::io::pnp::start(at)).is_err() {
         Refusal::NoMemory.report();
     }
     #[cfg(feature = "verifier")]

@@ -187,6 +187,12 @@ pub fn create_device_with<D: Driver, L: MayWait + MayDoIo>(
     if is_listed { Ok(device) } else { Err(NtStatus::DELETE_PENDING) }
 }
 
+/// The state of a device, if it is one of a D.
+pub fn state_of<D: Driver>(device: &ObRef<KDeviceObject>) -> Option<&D> {
+    // SAFETY: I1; it stays as long as the device, to which the caller has a reference.
+    device.driver().is_of::<D>().then(|| unsafe { &*device.device_extension.cast::<D>() })
+}
+
 /// Gives a driver or a device its name, in `\Driver` or `\Device`; it has that until [`take_name`].
 ///
 /// # Errors

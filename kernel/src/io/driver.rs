@@ -41,6 +41,11 @@ pub trait Driver: Send + Sync + Sized + 'static {
     /// The device is to handle a packet, at its caller's level: PASSIVE, APC or DISPATCH.
     fn dispatch<'c, L: MayDoIo>(&self, irp: Irp<'c>, at: &mut Irql<L>) -> Handled<'c>;
 
+    /// A request of plug and play's, always at PASSIVE. What isn't told otherwise is handled as any packet.
+    fn pnp<'c>(&self, irp: Irp<'c>, at: &mut Irql<Passive>) -> Handled<'c> {
+        self.dispatch(irp, at)
+    }
+
     /// The device begins with a packet that was [started](Irp::start); the next one comes when this has ended.
     #[doc(alias = "DRIVER_STARTIO")]
     fn start_io(&self, irp: Started, at: &mut Irql<AtDispatch>) {
@@ -106,7 +111,11 @@ pub fn register<D: Driver, L: MayDoIo>(at: &mut Irql<L>) -> Result<ObRef<KDriver
         driver_init: None,
         driver_start_io: Some(start_io::<D>),
         driver_unload: Some(unload_routine::<D>),
-        major_function: [Some(dispatch::<D> as layout::Dispatch); major::COUNT],
+        major_function: const {
+            let mut functions = [Some(dispatch::<D> as layout::Dispatch); major::COUNT];
+            functions[major::PNP as usize] = Some(dispatch_pnp::<D> as layout::Dispatch);
+            functions
+        },
     };
     let driver = create_with_extra(driver, size_of::<KDriverExtension>() as u32, at)?;
     let place = driver.as_ptr().as_ptr();
@@ -138,6 +147,20 @@ unsafe extern "win64" fn dispatch<D: Driver>(device: *mut KDeviceObject, irp: *m
             Apc::CR8 => Irql::<Apc>::lend(|at| state.dispatch(irp, at).status()),
             _ => Irql::<AtDispatch>::lend(|at| state.dispatch(irp, at).status()),
         }
+    }
+}
+
+/// The routine for plug and play of a driver in Rust. At another level than PASSIVE, NT's manager never calls it.
+unsafe extern "win64" fn dispatch_pnp<D: Driver>(device: *mut KDeviceObject, irp: *mut KIrp) -> NtStatus {
+    if arch::irql::current() != Passive::CR8 {
+        // SAFETY: as of `dispatch`: the packet is this driver's now.
+        return unsafe { super::driver_default(device, irp) };
+    }
+    // SAFETY: as of `dispatch`; the level was just read.
+    unsafe {
+        let state = &*(*device).device_extension.cast::<D>();
+        let irp = Irp::from_raw(NonNull::new_unchecked(irp));
+        Irql::<Passive>::lend(|at| state.pnp(irp, at).status())
     }
 }
 

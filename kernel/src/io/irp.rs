@@ -18,6 +18,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use sync::irql::{Dispatch, Irql};
 
+use super::dma::Runs;
 use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, irp_flags, major};
 use super::objects::{KDeviceObject, KFileObject};
 use super::transfer::Method;
@@ -125,6 +126,19 @@ macro_rules! questions {
             unsafe { map_pages(self.packet, at) }
         }
 
+        /// Where the bytes of a read or write lie, for a device that reaches memory by itself; nothing where it has no list of pages.
+        pub fn runs(&self) -> Runs<'_> {
+            // SAFETY: ours (I1), while it is borrowed.
+            unsafe { runs_of(self.packet) }
+        }
+
+        /// Is what its list of pages has memory, and no device's?
+        pub fn is_memory(&self) -> bool {
+            // SAFETY: ours (I1); the list stays as long.
+            let list = unsafe { (*self.packet.as_ptr()).mdl_address.as_ref() };
+            list.is_some_and(|list| list.flags & mdl_flags::IO_SPACE == 0)
+        }
+
         /// Has somebody asked for it to be cancelled?
         #[inline(always)]
         pub fn is_cancelled(&self) -> bool {
@@ -175,6 +189,22 @@ unsafe fn system_buffer(packet: NonNull<KIrp>, is_output: bool) -> NonNull<[u8]>
             Some(buffer) if has_buffer => NonNull::slice_from_raw_parts(buffer, bytes as usize),
             _ => NonNull::slice_from_raw_parts(NonNull::dangling(), 0),
         }
+    }
+}
+
+/// The runs of a packet's buffer, up to the length of the read or write.
+///
+/// # Safety
+/// As [`system_buffer`], as long as the runs are used.
+unsafe fn runs_of<'a>(packet: NonNull<KIrp>) -> Runs<'a> {
+    // SAFETY: the caller's: the list is the packet's, and stays as long.
+    unsafe {
+        let length = ReadWrite::from_words((*packet::current(packet).as_ptr()).parameters).length;
+        let Some(list) = NonNull::new((*packet.as_ptr()).mdl_address) else { return Runs::new(&[], 0, 0) };
+        let mdl = Mdl::from_raw(list);
+        let (offset, bytes) = (mdl.header().byte_offset, mdl.bytes());
+        let pages = core::slice::from_raw_parts(list.add(1).cast::<u64>().as_ptr(), mdl.page_count());
+        Runs::new(pages, offset, bytes.min(length))
     }
 }
 
@@ -294,6 +324,57 @@ impl<'c> Irp<'c> {
         })
     }
 
+    /// Sends it to the device that its own was attached to, and waits until it has come back: then it is this driver's again, with the status
+    /// that it came with; STATUS_INVALID_DEVICE_REQUEST: there is none.
+    pub fn send_and_wait<L>(self, at: &mut Irql<L>) -> Self
+    where
+        L: MayDoIo + sync::event::MayWait + crate::ke::wait::CanWait,
+    {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: ours (I1), and again when this returns. A location's device is there, and the one below as long (device.rs, I3, I4).
+        unsafe {
+            let device = (*packet::current(this.packet).as_ptr()).device_object;
+            match NonNull::new((*device).io_extension().attached_to.load(Relaxed)) {
+                Some(below) => super::request::send_below_and_wait(below, this.packet, at),
+                None => {
+                    (*this.packet.as_ptr()).io_status = IoStatus::new(NtStatus::INVALID_DEVICE_REQUEST, 0);
+                }
+            }
+            Self::from_raw(this.packet)
+        }
+    }
+
+    /// What it says so far of how it ends.
+    pub fn status(&self) -> NtStatus {
+        // SAFETY: ours (I1).
+        unsafe { (*self.packet.as_ptr()).io_status.status }
+    }
+
+    /// Ends it with the status that it has.
+    pub fn complete_as_it_is<L: MayDoIo>(self, at: &mut Irql<L>) -> Handled<'c> {
+        let status = self.status();
+        self.complete(status, 0, at)
+    }
+
+    /// Of a start of plug and play's: what the device has.
+    pub fn start_resources(&self) -> Option<&super::pnp::resources::ResourceList> {
+        use super::layout::pnp;
+        if (self.major(), self.minor()) != (major::PNP, pnp::START_DEVICE) {
+            return None;
+        }
+        // SAFETY: ours (I1), and so is its maker's list until it ends (pnp/manager.rs).
+        unsafe {
+            let [raw, ..] = (*packet::current(self.packet).as_ptr()).parameters;
+            super::pnp::list_at(raw)
+        }
+    }
+
+    /// Keeps it: `keep` has it from now on, and may have ended it when this returns.
+    pub fn pend_with(self, keep: impl FnOnce(Pended)) -> Handled<'c> {
+        // SAFETY: ours (I1), marked pending, and from now on that one's.
+        self.pend(|packet| keep(unsafe { Pended::from_raw(packet) }))
+    }
+
     /// Keeps it; `queue` has it from now on, and may have ended it already.
     #[inline(always)]
     pub(super) fn pend(self, queue: impl FnOnce(NonNull<KIrp>)) -> Handled<'c> {
@@ -310,6 +391,11 @@ impl Pended {
     /// The packet is the caller's, marked pending, and from now on this one's.
     pub(super) unsafe fn from_raw(packet: NonNull<KIrp>) -> Self {
         Self { packet }
+    }
+
+    /// Its address, for who keeps it by that.
+    pub(super) fn into_raw(self) -> NonNull<KIrp> {
+        ManuallyDrop::new(self).packet
     }
 
     questions!();

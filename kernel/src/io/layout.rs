@@ -317,6 +317,20 @@ impl Create {
     }
 }
 
+/// Minor functions of [`major::PNP`], NT's IRP_MN_ numbers.
+pub mod pnp {
+    /// The device is to work, with what the parameters say that it has.
+    pub const START_DEVICE: u8 = 0x00;
+    /// May it be removed?
+    pub const QUERY_REMOVE_DEVICE: u8 = 0x01;
+    /// It is removed.
+    pub const REMOVE_DEVICE: u8 = 0x02;
+    /// It stays after all.
+    pub const CANCEL_REMOVE_DEVICE: u8 = 0x03;
+    /// It is gone already.
+    pub const SURPRISE_REMOVAL: u8 = 0x17;
+}
+
 /// The parameters of a read or a write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -18,6 +18,8 @@ pub mod csq_raw;
 #[cfg(target_os = "none")]
 pub mod device;
 pub mod device_queue;
+pub mod disk;
+pub mod dma;
 #[cfg(target_os = "none")]
 pub mod driver;
 #[cfg(target_os = "none")]
@@ -31,6 +33,12 @@ pub mod layout;
 pub mod null;
 pub mod objects;
 pub mod packet;
+pub mod pci;
+#[cfg(target_os = "none")]
+pub mod pended_list;
+pub mod pnp;
+#[cfg(target_os = "none")]
+pub mod ramdisk;
 pub mod remove_lock;
 #[cfg(target_os = "none")]
 pub mod request;
@@ -46,6 +54,7 @@ mod start_io;
 pub mod transfer;
 #[cfg(feature = "verifier")]
 pub mod verify;
+pub mod virtio;
 #[cfg(target_os = "none")]
 pub mod work_item;
 

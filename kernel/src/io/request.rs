@@ -8,12 +8,13 @@
 //! Tests:      selftest `io::*`.
 //! Sources:    WDK, `IoBuildSynchronousFsdRequest`, "Handling IRPs: What You Need to Know", scenario 5 and 6.
 
+use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
 use sync::event::MayWait;
 use sync::irql::{Apc, Dispatch, Fixed, Irql, Passive};
 
-use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, allocation, irp_flags, major};
+use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, allocation, control, irp_flags, major};
 use super::objects::{KDeviceObject, KFileObject};
 use super::transfer::{MayTransfer, Transfer};
 use super::{MayDoIo, allocate, call, cancel, packet, stack};
@@ -154,6 +155,74 @@ unsafe fn send_prepared<L: MayWait + MayDoIo + wait::CanWait>(
             let _ = wait::for_single(&event, None, at);
         }
     }
+}
+
+/// Sends a request of plug and play's, and waits for its end. Whoever knows nothing of it leaves STATUS_NOT_SUPPORTED.
+///
+/// # Errors
+/// As [`send_and_wait`].
+///
+/// # Safety
+/// What the parameters lead to stays until this returns.
+pub(super) unsafe fn send_pnp(
+    device: &ObRef<KDeviceObject>,
+    minor: u8,
+    parameters: [u64; 4],
+    at: &mut Irql<Passive>,
+) -> Result<IoStatus, NtStatus> {
+    let irp = allocate::allocate(device.stack_size(), at)?;
+    // SAFETY: as in `send_for_file`.
+    unsafe {
+        prepare(irp, Parts { major: major::PNP, parameters }, ptr::null_mut());
+        (*packet::next(irp).as_ptr()).minor_function = minor;
+        (*irp.as_ptr()).io_status = IoStatus::new(NtStatus::NOT_SUPPORTED, 0);
+        send_prepared(device, irp, at);
+        let end = (*irp.as_ptr()).io_status;
+        allocate::free(irp, at);
+        Ok(end)
+    }
+}
+
+/// Sends a driver's packet to the device below with a location of its own, and waits until it has come back.
+///
+/// # Safety
+/// The packet is the caller's, a driver's, and is again when this returns; `device` stays.
+pub(super) unsafe fn send_below_and_wait<L: MayWait + MayDoIo + wait::CanWait>(
+    device: NonNull<KDeviceObject>,
+    irp: NonNull<KIrp>,
+    at: &mut Irql<L>,
+) {
+    const ALL: u8 = control::INVOKE_ON_SUCCESS | control::INVOKE_ON_ERROR | control::INVOKE_ON_CANCEL;
+    let event = Event::new(EventKind::Notification, false);
+    // SAFETY: the caller's; the event is as in `send_prepared`. The routine keeps the packet.
+    unsafe {
+        packet::copy_current_to_next(irp);
+        packet::set_completion(irp, has_come_back, (&raw const event).cast_mut().cast(), ALL);
+        if call::call_driver(device, irp) == NtStatus::PENDING {
+            let _ = wait::for_single(&event, None, at);
+        }
+    }
+}
+
+/// Keeps a packet that has come back; who marked it has returned STATUS_PENDING, or will, so its sender waits for the event.
+unsafe extern "win64" fn has_come_back(
+    _: *mut KDeviceObject,
+    irp: *mut KIrp,
+    event: *mut c_void,
+) -> NtStatus {
+    // SAFETY: the packet is its completer's; where it is marked the event stays until it is signalled. Whoever completes has its token
+    // borrowed, and holds no lock; the level is that of the token.
+    unsafe {
+        if (*irp).pending_returned {
+            let event = &*event.cast::<Event>();
+            match arch::irql::current() {
+                Passive::CR8 => Irql::<Passive>::lend(|at| event.set(1, at)),
+                Apc::CR8 => Irql::<Apc>::lend(|at| event.set(1, at)),
+                _ => Irql::<Dispatch>::lend(|at| event.set(1, at)),
+            };
+        }
+    }
+    NtStatus::MORE_PROCESSING_REQUIRED
 }
 
 /// # Safety

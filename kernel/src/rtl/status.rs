@@ -168,6 +168,22 @@ statuses! {
     SUSPEND_COUNT_EXCEEDED = 0xC000_004A;
     /// No memory for the kernel's own needs.
     INSUFFICIENT_RESOURCES = 0xC000_009A;
+    /// What was written is protected.
+    MEDIA_WRITE_PROTECTED = 0xC000_00A2;
+    /// Nobody knows how.
+    NOT_SUPPORTED = 0xC000_00BB;
+    /// It is gone.
+    DEVICE_DOES_NOT_EXIST = 0xC000_00C0;
+    /// Not in the state that it is in.
+    INVALID_DEVICE_STATE = 0xC000_0184;
+    /// The device has failed.
+    IO_DEVICE_ERROR = 0xC000_0185;
+    /// More than can be moved at once.
+    INVALID_BUFFER_SIZE = 0xC000_0206;
+    /// What a device says can't be.
+    DEVICE_PROTOCOL_ERROR = 0xC000_0186;
+    /// It is not there any more, or was never.
+    DEVICE_NOT_READY = 0xC000_00A3;
     /// The range is not of one allocation.
     FREE_VM_NOT_AT_BASE = 0xC000_009F;
     /// The memory is not allocated.

@@ -65,6 +65,7 @@ const ALL: &[Structure] = &[
     of::<layout::KStackLocation>(),
     of::<layout::ReadWrite>(),
     of::<layout::DeviceControl>(),
+    of::<kernel::io::pnp::resources::KResourceDescriptor>(),
     of::<kernel::io::csq_raw::KCsq>(),
     of::<kernel::io::csq_raw::KCsqContext>(),
     of::<kernel::io::remove_lock::KRemoveLock>(),

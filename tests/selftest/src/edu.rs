@@ -95,6 +95,7 @@ pub(crate) fn pair(at: &mut Irql<Passive>) -> Result<&'static Pair, Verdict> {
     let found = PAIR.call_once(|| find(at)).as_ref();
     let pair = found.ok_or(Verdict::Skip("needs two edu devices on one line"))?;
     for device in pair.devices {
+        answer(device.slot);
         device.set_message(None);
         device.acknowledge(u32::MAX);
     }
@@ -119,11 +120,10 @@ pub(crate) fn line() -> Line {
 }
 
 fn find(at: &mut Irql<Passive>) -> Option<Pair> {
-    const MEMORY_AND_MASTER: u32 = 0b110;
     let mut slots = (0..32).filter(|&slot| config(slot, 0) == VENDOR_AND_DEVICE);
     let mut next = || {
         let slot = slots.next()?;
-        set_config(slot, 0x04, config(slot, 0x04) & 0xFFFF | MEMORY_AND_MASTER);
+        answer(slot);
         let physical = u64::from(config(slot, 0x10) & !0xF);
         // SAFETY: the registers of a device that is the test's alone, for good.
         let mapping = unsafe { system_pte::map_io(physical, REGISTER_BYTES, Caching::Uncached, at) }.ok()?;
@@ -135,6 +135,12 @@ fn find(at: &mut Irql<Passive>) -> Option<Pair> {
         [Some(first), Some(second)] if first == second => Some(Pair { devices, line: first }),
         _ => None,
     }
+}
+
+/// Has the device in `slot` answer and send, which who drove it before may have ended.
+fn answer(slot: u8) {
+    const MEMORY_AND_MASTER: u32 = 0b110;
+    set_config(slot, 0x04, config(slot, 0x04) & 0xFFFF | MEMORY_AND_MASTER);
 }
 
 /// The line on which an interrupt arrives when the device raises one.
@@ -191,7 +197,7 @@ fn select(slot: u8, register: u8) {
 }
 
 /// A word of function 0 of the device in `slot` on bus 0; all ones where there is none.
-fn config(slot: u8, register: u8) -> u32 {
+pub(crate) fn config(slot: u8, register: u8) -> u32 {
     select(slot, register);
     let value;
     // SAFETY: as in `select`; reading configuration space changes nothing.

@@ -20,6 +20,8 @@ mod crash_irql;
 mod crash_threads;
 mod crash_waits;
 #[cfg(target_os = "none")]
+mod disk;
+#[cfg(target_os = "none")]
 mod dpc;
 #[cfg(target_os = "none")]
 mod edu;
@@ -94,6 +96,8 @@ mod ob_handles;
 mod ob_names;
 #[cfg(target_os = "none")]
 mod paths;
+#[cfg(target_os = "none")]
+mod pci;
 #[cfg(target_os = "none")]
 mod probe;
 #[cfg(target_os = "none")]

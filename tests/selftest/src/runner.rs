@@ -98,6 +98,8 @@ const SUITES: &[&[Test]] = &[
     crate::io_buffers::TESTS,
     crate::io_start::TESTS,
     crate::io_work::TESTS,
+    crate::pci::TESTS,
+    crate::disk::TESTS,
     crate::interrupts_objects::TESTS,
     crate::interrupts_lines::TESTS,
     crate::interrupts_moved::TESTS,

@@ -51,6 +51,18 @@ impl<T> Owned<T> {
         value
     }
 
+    /// The value, out of the pool.
+    pub fn into_inner<L: Below<PoolAccess>>(self, at: &mut Irql<L>) -> T {
+        let (value, tag) = (self.value, self.tag);
+        core::mem::forget(self);
+        // SAFETY: its own value, moved out; then the block that `try_new` was given, with its tag.
+        unsafe {
+            let moved = value.read();
+            free(value.cast(), tag, at);
+            moved
+        }
+    }
+
     /// Owns it again.
     ///
     /// # Safety
