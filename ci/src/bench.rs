@@ -45,6 +45,7 @@ pub(crate) fn run(mode: Mode) -> Result<u8> {
         baseline::write_json(&stored_at(), &blessed)?;
         // The documentation's table follows.
         baseline::document(baseline::COUNTS, &baseline::counts_table(&rows))?;
+        baseline::document_comparison(&blessed)?;
         // The peer's table has a column of these counts.
         peer::document(&peer::Account::stored()?, &blessed)?;
     }

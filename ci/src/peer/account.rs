@@ -1,12 +1,13 @@
 //! What was measured of the peer: kept in the tree beside the baseline, and written into the documentation with it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::pairs::{Medians, PAIRS, Pair};
-use crate::baseline::{self, Baseline, Place};
+use crate::baseline::{self, Baseline, Counts, Place};
 use crate::image;
 
 /// Where docs/performance.md has the section.
@@ -36,7 +37,7 @@ pub(crate) struct Account {
     /// How it was booted.
     pub(crate) command_line: String,
     /// Its counts.
-    pub(crate) rows: Baseline,
+    pub(crate) rows: BTreeMap<String, Counts>,
     /// Interrupts of an idle processor, per second of the guest, of four processors.
     pub(crate) idle: Beside,
     /// Milliseconds from QEMU's start to the line with the number of processors, of four.

@@ -1,6 +1,8 @@
 //! Which rows of the peer and of the bench are the same operation, as nearly as there is one, and what differs.
 
-use crate::baseline::Baseline;
+use std::collections::BTreeMap;
+
+use crate::baseline::{Baseline, Counts};
 
 /// One operation of both.
 #[derive(Debug)]
@@ -142,7 +144,7 @@ pub(super) const PAIRS: &[Pair] = &[
     pair(
         "wakes::completion_round_trip",
         "wakes::event_round_trip",
-        "both processors' sum; both become idle in it",
+        "both processors' sum; Linux's asker becomes idle, too, Kirql's is found awake and gets no interrupt",
     ),
     pair("ipi::call_one", "ipi::call_one", "sum; the target halts in a thread on both"),
     pair("ipi::call_one_to_function", "ipi::call_one_to_function", "as above"),
@@ -160,8 +162,8 @@ pub(super) struct Medians {
 
 impl Pair {
     /// What was counted, if both were.
-    pub(super) fn medians(&self, ours: &Baseline, theirs: &Baseline) -> Option<Medians> {
-        let (ours, theirs) = (ours.get(self.ours)?.median, theirs.get(self.theirs)?.median);
+    pub(super) fn medians(&self, ours: &Baseline, theirs: &BTreeMap<String, Counts>) -> Option<Medians> {
+        let (ours, theirs) = (ours.get(self.ours)?.counts.median, theirs.get(self.theirs)?.median);
         Some(Medians { ours, theirs, ratio: theirs as f64 / ours as f64 })
     }
 }
@@ -171,14 +173,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::baseline::Counts;
+    use crate::baseline::Stored;
     use crate::image::workspace;
 
     #[test]
     fn each_pair_names_a_row_of_the_bench() {
-        let text =
-            std::fs::read_to_string(workspace().join("tests/bench/baseline.json")).expect("in the tree");
-        let baseline: Baseline = serde_json::from_str(&text).expect("a baseline");
+        let baseline = crate::bench::stored().expect("a baseline");
         for pair in PAIRS {
             assert!(baseline.contains_key(pair.ours), "{} is no row of the bench", pair.ours);
         }
@@ -204,13 +204,12 @@ mod tests {
 
     #[test]
     fn a_ratio_takes_both_counts() {
-        let counts = |name: &str, median| {
-            let counts = Counts { min: median, median, max: median };
-            Baseline::from([(name.to_owned(), counts)])
-        };
+        let counts = |median| Counts { min: median, median, max: median };
         let it = pair("theirs", "ours", "");
-        let (ours, theirs) = (counts("ours", 4), counts("theirs", 10));
+        let ours = Stored { processors: 1, counts: counts(4), bound: None };
+        let ours = Baseline::from([("ours".to_owned(), ours)]);
+        let theirs = BTreeMap::from([("theirs".to_owned(), counts(10))]);
         assert_eq!(it.medians(&ours, &theirs), Some(Medians { ours: 4, theirs: 10, ratio: 2.5 }));
-        assert_eq!(it.medians(&theirs, &ours), None);
+        assert_eq!(it.medians(&ours, &BTreeMap::new()), None);
     }
 }
