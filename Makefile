@@ -1,7 +1,7 @@
 # Every command of the project. `ci/setup.sh` first makes what is missing; the `ci` crate does the work.
 
 .DEFAULT_GOAL := help
-.PHONY: help smp test trace explore replay run debug iso bochs boot-loop boot-time crash bench bench-check lines profile mutants size model doc fmt lint unsafe clean
+.PHONY: help smp test trace explore replay run debug iso bochs boot-loop boot-time crash inject bench bench-check lines profile mutants size model doc fmt lint unsafe clean
 
 CARGO ?= cargo
 CI := $(CARGO) run --quiet --package ci --
@@ -87,9 +87,9 @@ inject: ## [10 min] The self-tests again for each of their allocations, which is
 	@$(CI) smp --timeout 3000 --append inject $(if $(ONLY),--only $(ONLY)) $(if $(QEMU_CPUS),,--cpus 4) $(GUEST)
 	@$(if $(ONLY),:,$(CI) refusals)
 
-bench: ## [15 s] Count the instructions of the kernel's operations (BLESS=1: make them the baseline; PEER=linux: another kernel's beside them, 5 min)
+bench: ## [15 s] Count the instructions of the kernel's operations (BLESS=1: make them the baseline; PEER=linux: another kernel's beside them, RELEASE=newest: the newest of it, 5 min)
 	@ci/setup.sh $(if $(PEER),peer,run)
-	@$(CI) bench $(if $(BLESS),--bless) $(if $(PEER),--peer $(PEER))
+	@$(CI) bench $(if $(BLESS),--bless) $(if $(PEER),--peer $(PEER)) $(if $(RELEASE),--release $(RELEASE))
 
 bench-check: ## [15 s] The same, and fail on a bound exceeded or growth over the baseline
 	@ci/setup.sh run

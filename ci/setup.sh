@@ -235,6 +235,8 @@ peer)
     has_qemu || missing+=(qemu)
     command -v make >/dev/null || missing+=(make)
     command -v cpio >/dev/null || missing+=(cpio)
+    # The compiler that the headers of the stored release name (tests/peer/linux.json).
+    command -v gcc-12 >/dev/null || missing+=(gcc-12)
     # One of the headers' own tools is linked with it.
     [[ -n $(compgen -G '/usr/lib/*/libelf.so.1') ]] || missing+=(libelf1)
     ;;

@@ -164,6 +164,9 @@ enum Command {
         /// Count those of another kernel, too, and print both (takes downloads and several minutes).
         #[arg(long, value_enum, conflicts_with = "check")]
         peer: Option<peer::Peer>,
+        /// The peer's release, or `newest` [default: the stored one].
+        #[arg(long, requires = "peer")]
+        release: Option<String>,
     },
     /// Where a run's instructions go: a flame graph, of samples at exact distances.
     Profile(profile::Plan),
@@ -258,7 +261,7 @@ fn execute(command: Command) -> Result<u8> {
         Command::BootTime { guest, runs, below } => {
             loops::boot_time(&Target::prepare(&guest, ImageChoice::Kernel)?, runs, below)
         }
-        Command::Bench { peer: Some(peer), bless, .. } => peer::run(peer, bless),
+        Command::Bench { peer: Some(peer), bless, release, .. } => peer::run(peer, release.as_deref(), bless),
         Command::Bench { bless: true, .. } => bench::run(bench::Mode::Bless),
         Command::Bench { check, .. } => {
             bench::run(if check { bench::Mode::Check } else { bench::Mode::Show })

@@ -31,11 +31,17 @@ struct Packages {
     names: Vec<String>,
 }
 
-/// Finds the newest that apt knows, and unpacks it below `folder` unless that was done before.
-pub(crate) fn fetch(folder: &Path) -> Result<Kernel> {
+/// Finds the kernel of that release, `newest` being the newest that apt knows, and unpacks it below `folder` unless that was done before.
+pub(crate) fn fetch(folder: &Path, wanted: &str) -> Result<Kernel> {
     let hint = "apt knows no kernel of the cloud flavour (Debian with its package lists, `apt-get update`, is needed)";
     let newest = tool(Command::new("apt-cache").args(["show", NEWEST]), hint)?;
-    let (release, version) = newest_release(&newest).with_context(|| hint.to_owned())?;
+    let (release, version) = release(&newest, wanted).with_context(|| {
+        format!(
+            "apt knows no package of Linux {wanted}: it is in no source of apt's (Debian 12 has 6.12 in its backports only), its lists are old \
+             (`apt-get update`), or the distribution has dropped it for a newer one (RELEASE=newest)"
+        )
+    })?;
+    println!("the peer is Linux {release}, {version}");
     let headers = format!("linux-headers-{release}");
     let shown = tool(Command::new("apt-cache").args(["show", &format!("{headers}={version}")]), hint)?;
     let packages = packages(&shown, release, version)?;
@@ -67,7 +73,10 @@ fn unpack(packages: &Packages, folder: &Path) -> Result<()> {
     // As whoever we are: apt's own user cannot write here, and needs not.
     download.args(["-q", "-o", "APT::Sandbox::User=root", "download"]).current_dir(&debs);
     download.args(packages.names.iter().map(|name| format!("{name}={}", packages.version)));
-    tool(&mut download, "the packages cannot be downloaded")?;
+    tool(
+        &mut download,
+        "the packages cannot be downloaded (old package lists name what is gone: `apt-get update`)",
+    )?;
     let mut unpacked = 0;
     for entry in std::fs::read_dir(&debs)? {
         let mut unpack = Command::new("dpkg-deb");
@@ -92,14 +101,18 @@ fn relocated(makefile: &str, root: &Path) -> Result<String> {
     Ok(makefile.replace(" /usr/src/", &format!(" {}/usr/src/", root.display())))
 }
 
-/// Of what apt shows of the package that names the newest: the newest one's release and version.
-fn newest_release(shown: &str) -> Option<(String, String)> {
+/// What asks for the newest release.
+const THE_NEWEST: &str = "newest";
+
+/// Of what apt shows of the package that names the newest, in each of its versions: release and version of the wanted one.
+fn release(shown: &str, wanted: &str) -> Option<(String, String)> {
     stanzas(shown)
         .flat_map(|stanza| dependencies(stanza).collect::<Vec<_>>())
         .filter_map(|(name, version)| {
             let release = name.strip_prefix("linux-headers-")?;
             Some((numbers(release), release.to_owned(), version?.to_owned()))
         })
+        .filter(|(_, release, _)| wanted == THE_NEWEST || release == wanted)
         .max()
         .map(|(_, release, version)| (release, version))
 }
@@ -155,14 +168,21 @@ mod tests {
         linux-kbuild-6.12.95+deb12, gcc-12\n";
 
     fn newest() -> (String, String) {
-        newest_release(NEWEST).expect("three releases")
+        release(NEWEST, THE_NEWEST).expect("three releases")
     }
 
     #[test]
     fn the_newest_release_is_taken() {
         assert_eq!(newest(), ("6.12.95+deb12-cloud-amd64".into(), "6.12.95-1~bpo12+1".into()));
-        assert_eq!(newest_release("Package: linux-headers-cloud-amd64\n"), None);
-        assert_eq!(newest_release(""), None);
+        assert_eq!(release("Package: linux-headers-cloud-amd64\n", THE_NEWEST), None);
+        assert_eq!(release("", THE_NEWEST), None);
+    }
+
+    #[test]
+    fn the_wanted_release_is_taken_and_no_other() {
+        let found = release(NEWEST, "6.1.0-47-cloud-amd64");
+        assert_eq!(found, Some(("6.1.0-47-cloud-amd64".into(), "6.1.176-1".into())));
+        assert_eq!(release(NEWEST, "6.12.94+deb12-cloud-amd64"), None);
     }
 
     #[test]
