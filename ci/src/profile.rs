@@ -227,11 +227,24 @@ fn write(stacks: &Stacks, folder: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((picture, folded))
 }
 
-/// Whether a profile tells where a run was: of a run of some self-tests, in the kernel, in functions that have names, and in what was run.
+/// Whether a profile tells where a run was: of some self-tests and of the bench, in the kernel, in functions that have names, and in what was
+/// run.
 pub(crate) fn check() -> Result<u8> {
-    let plan = Plan::of_tests("waits::", 100_003);
-    let Some(run) = Recording::make(&plan)? else { return Ok(Verdict::Interrupted.exit_status()) };
-    let (Some(once), Some(again)) = (run.sample(&plan)?, run.sample(&plan)?) else {
+    for (plan, ran) in [
+        (Plan::of_tests("waits::", 100_003), "selftest::waits::"),
+        (Plan { only: None, bench: true, ..Plan::of_tests("", 1_000_003) }, "bench::"),
+    ] {
+        let status = check_one(&plan, ran)?;
+        if status != 0 {
+            return Ok(status);
+        }
+    }
+    Ok(0)
+}
+
+fn check_one(plan: &Plan, ran: &str) -> Result<u8> {
+    let Some(run) = Recording::make(plan)? else { return Ok(Verdict::Interrupted.exit_status()) };
+    let (Some(once), Some(again)) = (run.sample(plan)?, run.sample(plan)?) else {
         return Ok(Verdict::Interrupted.exit_status());
     };
     print!("{}", table(&once));
@@ -240,7 +253,7 @@ pub(crate) fn check() -> Result<u8> {
     };
     let total: u64 = once.values().sum();
     ensure!(total >= 100, "{total} samples of {} instructions", run.instructions);
-    ensure!(with("selftest::waits::") > 0, "the tests that ran are not in their profile");
+    ensure!(with(ran) > 0, "what ran, {ran}, is not in its profile");
     ensure!(with("(no symbol") == 0, "{} samples in code without a name", with("(no symbol"));
     ensure!(once == again, "two profiles of one run differ");
     println!("{total} samples of {} instructions, twice the same", run.instructions);

@@ -11,10 +11,11 @@
 //! | `explore SEEDS on CPUS` | so many seeds of the mixed phase, under the instruction counter: one has to fail, and as many to pass without the mutant |
 //! | `crash NAME` | a deliberate bugcheck |
 //! | `codegen` | the instructions that the bench's operations must be |
+//! | `bench` | the counts of the bench: bounds, the baseline, scaling |
 //! | `lines` | the cache lines that pairs of threads on different processors share |
 //! | `compiler PACKAGE` | the compiler, for the bare machine: the mutant must not get past it |
 //!
-//! Building comes first and apart: only the last kind takes a failure of it for a catch. All but `codegen` and `lines` build with less effort than what
+//! Building comes first and apart: only the last kind takes a failure of it for a catch. All but `codegen`, `bench` and `lines` build with less effort than what
 //! ships: optimised, but without joining the crates, and only the parts that changed. That is a sixteenth of the work. A mutant that escapes
 //! a boot of such an image is tried again in one that is built as usual.
 
@@ -61,6 +62,8 @@ pub(super) enum Catcher {
     Crash { name: String },
     /// What the compiler makes of the bench's operations.
     Codegen,
+    /// What the bench counts.
+    Bench,
     /// What cache lines pairs share.
     Lines,
     /// The compiler itself.
@@ -115,6 +118,7 @@ impl FromStr for Catcher {
             ["explore", seeds, "on", cpus] => Self::Explore { seeds: seeds.parse()?, cpus: cpus.parse()? },
             ["crash", name] => Self::Crash { name: name.into() },
             ["codegen"] => Self::Codegen,
+            ["bench"] => Self::Bench,
             ["lines"] => Self::Lines,
             ["compiler", package] => Self::Compiler { package: package.into() },
             _ => bail!("no check is called {text:?}"),
@@ -137,6 +141,7 @@ impl fmt::Display for Catcher {
             Self::Explore { seeds, cpus } => write!(f, "explore {seeds} on {cpus}"),
             Self::Crash { name } => write!(f, "crash {name}"),
             Self::Codegen => f.write_str("codegen"),
+            Self::Bench => f.write_str("bench"),
             Self::Lines => f.write_str("lines"),
             Self::Compiler { package } => write!(f, "compiler {package}"),
         }
@@ -165,7 +170,7 @@ impl Catcher {
                 mentions(&workspace.join("tests/selftest/src"), &format!("(\"{text}"))
             }
             Self::Crash { name } => Ok(crash::names().any(|known| known == name)),
-            Self::Codegen | Self::Lines | Self::Explore { .. } => Ok(true),
+            Self::Codegen | Self::Bench | Self::Lines | Self::Explore { .. } => Ok(true),
             Self::Compiler { package } => Ok(workspace.join(package).join("Cargo.toml").exists()),
         }
     }
@@ -240,6 +245,7 @@ impl Catcher {
             }
             Self::Crash { name } => Ok(harness(tree, &["crash", "--only", name], &until)?.map(judged)),
             Self::Codegen => Ok(harness(tree, &["codegen"], &until)?.map(judged)),
+            Self::Bench => Ok(harness(tree, &["bench", "--check"], &until)?.map(judged)),
             Self::Lines => Ok(harness(tree, &["lines"], &until)?.map(judged)),
             Self::Compiler { package } => {
                 let mut cargo = cargo(tree);
@@ -424,6 +430,7 @@ mod tests {
             "explore 200 on 4",
             "crash slow_dpc",
             "codegen",
+            "bench",
             "lines",
             "compiler arch",
         ] {
