@@ -245,7 +245,10 @@ impl Model<'_> {
                     Err(_) => {
                         // Nothing but pairs, for which nobody asks the caches here.
                         let kept = self.caches[cache].len();
-                        assert!(kept % 2 == 0 && kept <= 2 * PageCache::PAIRS as u32, "{kept} are kept");
+                        assert!(
+                            kept.is_multiple_of(2) && kept <= 2 * PageCache::PAIRS as u32,
+                            "{kept} are kept"
+                        );
                         let counts = self.frames(|frames| frames.counts());
                         assert_eq!((counts.free + counts.zeroed, counts.standby), (self.promised, 0));
                     }
