@@ -11,7 +11,7 @@ use kernel::rtl::table::Comparison;
 use kernel::rtl::{AvlTable, GenericTable};
 use proptest::prelude::*;
 
-const STEPS: usize = if cfg!(miri) { 120 } else { 2000 };
+const STEPS: usize = if cfg!(miri) { 60 } else { 2000 };
 const CASES: u32 = if cfg!(miri) { 1 } else { 60 };
 const KEYS: u32 = 60;
 
