@@ -328,10 +328,14 @@ impl KSecurityDescriptor {
     #[doc(alias = "RtlValidSecurityDescriptor")]
     pub unsafe fn view<'a>(from: *const Self) -> Result<Descriptor<'a>, NtStatus> {
         let relative = from.cast::<KRelativeDescriptor>();
-        // SAFETY: the caller's: either header is at least that long, and up to the offsets both are the same.
-        let header = unsafe { relative.read_unaligned() };
-        let (revision, control) = (header.revision, header.control);
+        // SAFETY: the caller's. Up to the control both forms are the same; behind it an absolute one has bytes that nobody writes.
+        let (revision, control) = unsafe {
+            let control = ptr::addr_of!((*from).control).read_unaligned();
+            (ptr::addr_of!((*from).revision).read(), control)
+        };
         let [owner, group, sacl, dacl] = if control.contains(Control::SELF_RELATIVE) {
+            // SAFETY: the caller's: a header with offsets.
+            let header = unsafe { relative.read_unaligned() };
             header.offsets.map(|offset| match offset {
                 0 => ptr::null(),
                 // SAFETY: the caller's: a header with offsets, which lead to parts.
