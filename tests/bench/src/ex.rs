@@ -9,7 +9,7 @@ use sync::irql::{Irql, Passive};
 use sync::resource::Access;
 use sync::slist::{Entry, Header};
 
-use crate::measure::count;
+use crate::measure::{count, failed};
 use crate::rows::{Area, Row, passive};
 
 pub(crate) const AREA: Area = Area { prepare, rows: ROWS };
@@ -84,6 +84,8 @@ fn slist(_: &mut Irql<Passive>) -> u32 {
         if let Some(entry) = HEADER.pop() {
             // SAFETY: popped; a static.
             unsafe { HEADER.push(entry) };
+        } else {
+            failed();
         }
     })
 }
@@ -94,6 +96,8 @@ fn lookaside(at: &mut Irql<Passive>) -> u32 {
         if let Ok(block) = LIST.allocate(at) {
             // SAFETY: just allocated.
             unsafe { LIST.free(block, at) };
+        } else {
+            failed();
         }
     })
 }

@@ -5,15 +5,16 @@
 //! One boot has a single processor and runs the local rows, one has four and runs those between processors; those where all processors do the
 //! same are in the boots with one, two, four and eight.
 //!
-//! To add a row to an area (`irql`, `locks`, `ex`, `io`, `interrupts`, `switch`, `dpc`, `time`, `memory`, `process`, `ipi`):
+//! To add a row to an area (`irql`, `locks`, `ex`, `io`, `ob`, `interrupts`, `switch`, `dpc`, `time`, `memory`,
+//! `process`, `threads`, `wakes`, `ipi`, `tlb`, `together`):
 //! 1. write an `#[inline(never)]` function that takes the token it starts with and returns `measure::count(|| operation)`;
 //!    where the operation ends elsewhere than it begins (in a handler, another context), it reads the counter there, as
 //!    `ipi::call_one_to_function` does;
 //! 2. add a line to the area's `ROWS`: `passive("area::operation", function).at_most(BOUND)`, or `dispatch(..)` for one that
-//!    starts at DISPATCH;
+//!    starts at DISPATCH; where the operation can fail, `measure::failed` is called in the branch that it has for that;
 //! 3. `make bench BLESS=1`, and commit tests/bench/baseline.json and docs/performance.md, which it writes, with the row.
 //!
-//! A new area is a file with an `AREA` and a line in `rows::LOCAL` or `rows::BETWEEN`. What an area needs set up
+//! A new area is a file with an `AREA` and a line in `rows::LOCAL`, `IDLE`, `BETWEEN`, `TWO` or `MANY`. What an area needs set up
 //! (handlers, armed timers) is made by its `prepare`, once, before its first row.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

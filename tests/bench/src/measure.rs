@@ -9,7 +9,10 @@
 //! measured at the start of each boot with nothing between, and `calibrate` shows with code of known length that subtracting
 //! it is exact. 32 bits are enough: no row lasts 2³² instructions.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use arch::vector::CLOCK;
+use kernel::ke::prcb::{self, Processor};
 
 /// The reading that an operation begins with.
 pub(crate) static START: AtomicU32 = AtomicU32::new(0);
@@ -62,6 +65,36 @@ pub(crate) fn count(operation: impl FnOnce()) -> u32 {
     operation();
     stop();
     between(&START, &STOP)
+}
+
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+/// The operation has failed, so its sample is none: for the branch that it has for that anyway.
+#[cold]
+#[inline(never)]
+pub(crate) fn failed() {
+    FAILED.store(true, Ordering::Relaxed);
+}
+
+/// Has one failed since this was asked last?
+pub(crate) fn has_failed() -> bool {
+    FAILED.swap(false, Ordering::Relaxed)
+}
+
+/// Clock interrupts that these processors have taken so far.
+pub(crate) fn clocks<'p>(processors: impl Iterator<Item = &'p Processor>) -> u32 {
+    processors.fold(0, |sum, one| sum.wrapping_add(one.prcb().interrupt_count(CLOCK)))
+}
+
+/// What `once` returns in a time in which no processor takes a clock interrupt: that belongs to no operation.
+pub(crate) fn undisturbed(mut once: impl FnMut() -> u32) -> u32 {
+    loop {
+        let before = clocks(prcb::all());
+        let taken = once();
+        if clocks(prcb::all()) == before {
+            return taken;
+        }
+    }
 }
 
 /// Measures what measuring costs.

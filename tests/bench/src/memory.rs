@@ -9,7 +9,7 @@ use kernel::mm::tables::Access;
 use kernel::mm::{paged, physical, system_pte, zeroing};
 use sync::irql::{Below, Dispatch, Irql, Level, Passive, PoolAccess};
 
-use crate::measure::{consume, count};
+use crate::measure::{consume, count, failed};
 use crate::rows::{Area, Row, dispatch, passive};
 
 /// The lists are filled by the runs before the first sample.
@@ -56,6 +56,8 @@ fn page(at: &mut Irql<Dispatch>) -> u32 {
     count(|| {
         if let Ok(page) = physical::allocate(at) {
             physical::free(core::hint::black_box(page), at);
+        } else {
+            failed();
         }
     })
 }
@@ -68,6 +70,8 @@ fn pool_pair<L: Level + Below<PoolAccess>, const SIZE: usize>(at: &mut Irql<L>) 
         if let Ok(block) = pool::allocate(TAG, size, at) {
             // SAFETY: just allocated, with this tag.
             unsafe { pool::free(core::hint::black_box(block.cast()), TAG, at) };
+        } else {
+            failed();
         }
     })
 }
@@ -76,7 +80,7 @@ fn pool_pair<L: Level + Below<PoolAccess>, const SIZE: usize>(at: &mut Irql<L>) 
 #[inline(never)]
 fn demand_zero(at: &mut Irql<Passive>) -> u32 {
     zeroing::fill(at);
-    let Ok(block) = paged::allocate(TAG, 4096, at) else { return 0 };
+    let Ok(block) = paged::allocate(TAG, 4096, at) else { return u32::MAX };
     let start = block.cast::<u8>();
     let taken = count(|| {
         // SAFETY: just allocated.
@@ -92,12 +96,14 @@ fn demand_zero(at: &mut Irql<Passive>) -> u32 {
 #[inline(never)]
 fn paged_pair<const SIZE: usize>(at: &mut Irql<Passive>) -> u32 {
     // So that the block is not its page's first and last.
-    let Ok(other) = paged::allocate(TAG, SIZE, at) else { return 0 };
+    let Ok(other) = paged::allocate(TAG, SIZE, at) else { return u32::MAX };
     let size = core::hint::black_box(SIZE);
     let taken = count(|| {
         if let Ok(block) = paged::allocate(TAG, size, at) {
             // SAFETY: just allocated, with this tag.
             unsafe { paged::free(core::hint::black_box(block.cast()), TAG, at) };
+        } else {
+            failed();
         }
     });
     // SAFETY: as above.
@@ -107,13 +113,15 @@ fn paged_pair<const SIZE: usize>(at: &mut Irql<Passive>) -> u32 {
 
 #[inline(never)]
 fn map_and_unmap(at: &mut Irql<Passive>) -> u32 {
-    let Ok(page) = physical::allocate(at) else { return 0 };
+    let Ok(page) = physical::allocate(at) else { return u32::MAX };
     let number = [page.number()];
     let taken = count(|| {
         // SAFETY: our own page.
         if let Ok(mapping) = unsafe { system_pte::map(&number, Access::Write, at) } {
             consume(mapping.address().addr().get() as u64);
             system_pte::unmap(mapping, at);
+        } else {
+            failed();
         }
     });
     physical::free(page, at);
@@ -122,10 +130,10 @@ fn map_and_unmap(at: &mut Irql<Passive>) -> u32 {
 
 #[inline(never)]
 fn unmap(at: &mut Irql<Passive>) -> u32 {
-    let Ok(page) = physical::allocate(at) else { return 0 };
+    let Ok(page) = physical::allocate(at) else { return u32::MAX };
     let number = [page.number()];
     // SAFETY: our own page.
-    let Ok(mapping) = (unsafe { system_pte::map(&number, Access::Write, at) }) else { return 0 };
+    let Ok(mapping) = (unsafe { system_pte::map(&number, Access::Write, at) }) else { return u32::MAX };
     let taken = count(|| system_pte::unmap(mapping, at));
     physical::free(page, at);
     taken

@@ -32,6 +32,8 @@ impl Body for Subject {
 
 /// A process's.
 static TABLE: HandleTable = HandleTable::new();
+
+/// An object that has nothing but its handle.
 fn create(at: &mut Irql<Passive>) -> Option<Handle> {
     let object = ob::create(Subject(7), at).ok()?;
     TABLE.open(object.upcast(), RIGHTS, Attributes::default(), at).ok()

@@ -37,6 +37,7 @@ pub(crate) const MANY: &[Area] = &[together::ON_EIGHT];
 pub(crate) struct Area {
     /// Called once, before the first row is sampled.
     pub(crate) prepare: fn(&mut Irql<Passive>),
+    /// In the order in which they are sampled.
     pub(crate) rows: &'static [Row],
 }
 
@@ -44,6 +45,7 @@ pub(crate) struct Area {
 pub(crate) struct Row {
     /// `area::operation`, without blanks: the baseline's key.
     pub(crate) name: &'static str,
+    /// What is sampled.
     pub(crate) probe: Probe,
     /// Instructions that no sample may exceed.
     pub(crate) bound: Option<u32>,

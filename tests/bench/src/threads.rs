@@ -21,7 +21,7 @@ use kernel::ke::wait::block::WaitBlock;
 use kernel::ke::wait::{self, Waitable};
 use sync::irql::{Dispatch, High, Irql, Passive};
 
-use crate::measure::{START, STOP, between, count, read_counter, start, stop};
+use crate::measure::{START, STOP, between, count, failed, read_counter, start, stop};
 use crate::rows::{Area, Row, passive};
 
 pub(crate) const AREA: Area = Area { prepare, rows: ROWS };
@@ -160,6 +160,8 @@ fn create_run_exit_join(at: &mut Irql<Passive>) -> u32 {
     count(|| {
         if let Ok(it) = thread::spawn(&options, |_, _| {}, 0, at) {
             let _ = wait::for_single(&it, None, at);
+        } else {
+            failed();
         }
     })
 }

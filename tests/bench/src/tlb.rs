@@ -6,7 +6,7 @@ use kernel::mm::tables::Access;
 use kernel::mm::{physical, shootdown, system_pte};
 use sync::irql::{Irql, Passive};
 
-use crate::measure::count;
+use crate::measure::{count, undisturbed};
 use crate::park;
 use crate::rows::{Area, Row, passive};
 
@@ -43,10 +43,8 @@ fn while_asleep(
     at: &mut Irql<Passive>,
 ) -> u32 {
     let each = |f: fn(&prcb::Prcb)| {
-        for number in (0..64).filter(|number| asleep & 1 << number != 0) {
-            if let Some(processor) = prcb::get(number) {
-                f(processor.prcb());
-            }
+        for (_, processor) in (0..).zip(prcb::all()).filter(|(number, _)| asleep & 1u64 << number != 0) {
+            f(processor.prcb());
         }
     };
     each(|prcb| prcb.sleep.begin());
@@ -56,27 +54,19 @@ fn while_asleep(
     result
 }
 
-/// What `once` returns in a time without a clock interrupt: these operations last long enough to be hit by one. The second of two, so
-/// that what an interrupt before them left to a processor to execute is over.
-fn undisturbed(mut once: impl FnMut() -> u32) -> u32 {
-    let clocks = || {
-        let taken = |processor: &prcb::Processor| processor.prcb().interrupt_count(arch::vector::CLOCK);
-        prcb::all().fold(0u32, |sum, processor| sum.wrapping_add(taken(processor)))
-    };
-    loop {
-        let before = clocks();
+/// The second of two, so that what an interrupt before them left to a processor to execute is over: these operations last long enough to be
+/// hit by one.
+fn second_undisturbed(mut once: impl FnMut() -> u32) -> u32 {
+    undisturbed(|| {
         once();
-        let result = once();
-        if clocks() == before {
-            return result;
-        }
-    }
+        once()
+    })
 }
 
 /// The unmap of one page; `told`: the processors that are interrupted for it.
 #[inline(always)]
 fn unmap(told: u64, at: &mut Irql<Passive>) -> u32 {
-    undisturbed(|| {
+    second_undisturbed(|| {
         let Some(mapping) = map(at) else { return u32::MAX };
         count(|| system_pte::unmap(mapping, at)).wrapping_sub(park::length(told))
     })
@@ -106,7 +96,7 @@ fn unmap_3_idle(at: &mut Irql<Passive>) -> u32 {
 #[inline(never)]
 fn flush_16(at: &mut Irql<Passive>) -> u32 {
     let flush = |at: &mut Irql<Passive>| {
-        undisturbed(|| {
+        second_undisturbed(|| {
             let start = core::hint::black_box(kernel::mm::layout::SYSTEM_PTES);
             count(|| shootdown::flush_run(start, 16, at)).wrapping_sub(park::length(ONE))
         })

@@ -8,7 +8,6 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use arch::vector::CLOCK;
 use kernel::ke::dpc::Dpc;
 use kernel::ke::prcb;
 use kernel::mm::pages::Page;
@@ -16,7 +15,7 @@ use kernel::mm::physical;
 use kernel::mm::pool::{self, Tag};
 use sync::irql::{Dispatch, Irql, Passive};
 
-use crate::measure::count;
+use crate::measure::{count, failed, undisturbed};
 use crate::memory::take_odd_ends;
 use crate::rows::{Area, passive};
 
@@ -30,13 +29,13 @@ macro_rules! area {
             prepare,
             rows: &[$(
                 passive(concat!("memory::page", $name), |at| each(pages, nothing, ROUNDS, at)).at_most(60),
-                passive(concat!("memory::page_by_40", $name), |at| each(pages_by_40, nothing_once, BATCH, at)),
+                passive(concat!("memory::page_by_40", $name), |at| each(pages_by_40, nothing_once, BATCH, at)).at_most(190),
                 passive(concat!("memory::pool_64", $name), |at| each(pool_64, nothing, ROUNDS, at)).at_most(70),
-                passive(concat!("memory::pool_64_by_40", $name), |at| each(pool_64_by_40, nothing_once, BATCH, at)),
+                passive(concat!("memory::pool_64_by_40", $name), |at| each(pool_64_by_40, nothing_once, BATCH, at)).at_most(105),
                 passive(concat!("memory::pool_4096", $name), |at| each(pool_4096, nothing, ROUNDS, at)).at_most(150),
-                passive(concat!("timer::set_cancel", $name), |at| each(timers, nothing, ROUNDS, at)),
-                passive(concat!("dpc::queue_and_run", $name), |at| each(dpcs, no_dpcs, ROUNDS, at)),
-                passive(concat!("waits::round_trip_of_a_pair", $name), |at| each(pairs, no_pairs, ROUNDS, at)),
+                passive(concat!("timer::set_cancel", $name), |at| each(timers, nothing, ROUNDS, at)).at_most(105),
+                passive(concat!("dpc::queue_and_run", $name), |at| each(dpcs, no_dpcs, ROUNDS, at)).at_most(120),
+                passive(concat!("waits::round_trip_of_a_pair", $name), |at| each(pairs, no_pairs, ROUNDS, at)).at_most(460),
             )*],
         }
     };
@@ -96,9 +95,8 @@ fn each(some: Rounds, none: Rounds, operations: u32, at: &mut Irql<Passive>) -> 
 
 /// What all processors execute for this.
 fn sum(rounds: Rounds, at: &mut Irql<Passive>) -> u32 {
-    loop {
-        let before = clocks();
-        let taken = count(|| {
+    undisturbed(|| {
+        count(|| {
             DONE.store(0, Ordering::Relaxed);
             // This processor last, as the routine runs there at once.
             for dpc in DPCS[..prcb::count() as usize].iter().rev() {
@@ -107,16 +105,8 @@ fn sum(rounds: Rounds, at: &mut Irql<Passive>) -> u32 {
             while DONE.load(Ordering::Relaxed) != prcb::count() {
                 arch::cpu::spin_hint();
             }
-        });
-        // As in `runner`: a clock interrupt, on whichever processor, belongs to no operation.
-        if clocks() == before {
-            return taken;
-        }
-    }
-}
-
-fn clocks() -> u32 {
-    prcb::all().map(|processor| processor.prcb().interrupt_count(CLOCK)).sum()
+        })
+    })
 }
 
 #[inline(always)]
@@ -171,6 +161,8 @@ fn pool_pairs(size: usize, at: &mut Irql<Dispatch>) -> bool {
         if let Ok(block) = pool::allocate(TAG, size, at) {
             // SAFETY: just allocated, with this tag.
             unsafe { pool::free(core::hint::black_box(block.cast()), TAG, at) };
+        } else {
+            failed();
         }
     })
 }
