@@ -18,6 +18,7 @@ mod crash_io;
 mod crash_irql;
 #[cfg(target_os = "none")]
 mod crash_threads;
+#[cfg(target_os = "none")]
 mod crash_waits;
 #[cfg(target_os = "none")]
 mod disk;
@@ -55,9 +56,13 @@ mod interrupts_moved;
 mod interrupts_objects;
 #[cfg(target_os = "none")]
 mod io;
+#[cfg(target_os = "none")]
 mod io_async;
+#[cfg(target_os = "none")]
 mod io_buffers;
+#[cfg(target_os = "none")]
 mod io_start;
+#[cfg(target_os = "none")]
 mod io_work;
 #[cfg(target_os = "none")]
 mod late;
@@ -91,6 +96,7 @@ mod memory_user;
 mod ob;
 #[cfg(target_os = "none")]
 mod ob_dispatcher;
+#[cfg(target_os = "none")]
 mod ob_handles;
 #[cfg(target_os = "none")]
 mod ob_names;
