@@ -15,8 +15,9 @@
 //! IRQL:       at or below DISPATCH; the memory is used below IPI with interrupts on.
 //! Invariants: I1 a leaf with the toggle bit has the right to write, that to execute, or neither, and its page is of this pool.
 //!             I2 no processor has a right, cached or not, while another has the other one.
-//! Not as NT:  code that writes into its own page is refused (0xBE), since it would fault for ever. At IPI and above, or with interrupts
-//!             off, a change is refused as well. A block has pages of its own, at most [`MOST_PAGES`].
+//! Not as NT:  code that writes into its own page is refused (0xBE), since it would fault for ever; so is what begins less than 15 bytes
+//!             before a page and writes there, since it may go on in it. At IPI and above, or with interrupts off, a change is refused
+//!             as well. A block has pages of its own, at most [`MOST_PAGES`].
 //! Tests:      tests/models/tests/toggle.rs (I2); selftest `memory_executable::*`; crash `executable_*`; unit tests of `fault`.
 //! Sources:    WDK, `POOL_TYPE`, "No-Execute (NX) Nonpaged Pool".
 

@@ -156,15 +156,20 @@ impl Fault {
         }
     }
 
-    /// Among the system PTEs, where executable pool is, below IPI. Code that writes into its own page would go on faulting.
+    /// Among the system PTEs, where executable pool is, below IPI. Code that writes into a page that it lies in would go on faulting: that
+    /// of its first byte, or of the last that it may have. What the instruction really is, nobody looks at.
     fn may_toggle(&self) -> bool {
         const PAGE: u64 = 4096;
+        /// The most bytes of an instruction.
+        const LONGEST: u64 = 15;
+        let ends = [self.rip, self.rip.wrapping_add(LONGEST - 1)];
+        let is_own = ends.into_iter().any(|byte| byte / PAGE == self.address / PAGE);
         self.is_present()
             && self.kind() != Kind::Read
             && layout::part(self.address) == Some(layout::SYSTEM_PTES)
             && self.irql < arch::level::IPI
             && self.interruptible
-            && !(self.kind() == Kind::Write && self.address / PAGE == self.rip / PAGE)
+            && !(self.kind() == Kind::Write && is_own)
     }
 
     /// In paged pool, which is never executed.
@@ -328,6 +333,16 @@ mod tests {
         assert_eq!(fatal(Fault { rip: place - 8, ..fault(place, 3, 0, Code::Driver) }).0, 0xBE);
         let near = Fault { rip: place + 4096, ..fault(place, 3, 0, Code::Driver) };
         assert_eq!(near.decide(), Decision::Toggle);
+        // One that may go on in the page that it stores to: 15 bytes from the last place of the page before.
+        let before = layout::SYSTEM_PTES + 0x5000;
+        for distance in 1..15 {
+            assert_eq!(fatal(Fault { rip: before - distance, ..fault(place, 3, 0, Code::Driver) }).0, 0xBE);
+        }
+        let ends_before = Fault { rip: before - 15, ..fault(place, 3, 0, Code::Driver) };
+        assert_eq!(ends_before.decide(), Decision::Toggle);
+        // It may fetch its second half, of course.
+        let fetch = Fault { rip: before - 1, address: before, ..fault(place, 1 | 16, 0, Code::Driver) };
+        assert_eq!(fetch.decide(), Decision::Toggle);
         // Not there, or elsewhere.
         assert_eq!(fatal(fault(place, 2, 0, Code::Kernel)).0, 0x50);
         assert_eq!(fatal(fault(layout::DIRECT, 1 | 16, 0, Code::Kernel)).0, 0xFC);
