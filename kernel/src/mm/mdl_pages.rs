@@ -250,7 +250,8 @@ fn take_page<L: Below<PageCacheAccess> + Below<PfnLock>>(
     let (mut lowest, mut highest) = (choice.lowest, choice.highest);
     loop {
         let within = PageRange {
-            start: number(lowest.next_multiple_of(PAGE)),
+            // In the last page there is none that begins above it.
+            start: number(lowest.checked_next_multiple_of(PAGE).ok_or(Exhausted)?),
             end: number(highest.saturating_add(1)),
         };
         if let Ok(page) = physical::allocate_contiguous_within(1, 0, within, at) {
