@@ -2,16 +2,19 @@
 //! content or the right status, whatever was freed is reached by no translation that the processor kept, what is held for I/O is nobody
 //! else's however its address ends, an operation that can't get what it needs changes nothing, and at the end all is given back.
 
+use arch::inject::Outcome;
 use kernel::mm::process::fault::Resolution;
 use kernel::mm::process::machine::Machine;
 use kernel::mm::process::protection::Access;
 use kernel::mm::process::section::Section;
 use kernel::mm::process::space::{AddressSpace, HIGHEST};
 use kernel::mm::process::virtual_memory::{COMMIT, DECOMMIT, RELEASE, RESERVE, TOP_DOWN};
+use kernel::rtl::NtStatus;
 use props::process_machine::HostRef;
 use props::process_model::{Model, Seen, at_passive};
 use props::process_rules::PAGE;
 use proptest::prelude::*;
+use sync::irql::{Apc, Irql};
 
 const STEPS: usize = if cfg!(miri) { 60 } else { 4000 };
 const CASES: u32 = if cfg!(miri) { 1 } else { 250 };
@@ -185,6 +188,66 @@ fn grow(sizes: &[u64], touched: usize) -> HostRef {
         section.release(at);
     });
     host
+}
+
+/// Between two pieces of a decommit somebody else commits pages behind them, which frees the tables in which nothing is said, and then memory
+/// is gone: the decommit is done as a whole, or not begun.
+#[test]
+#[cfg_attr(miri, ignore = "takes minutes there")]
+fn a_decommit_is_never_left_half_done() {
+    const APC: u8 = 1;
+    const ALL: u64 = 6 * 512;
+    const TOUCHED: u64 = 1100;
+    let (mut done, mut refused) = (0, 0);
+    for point in (0..).step_by(200) {
+        let host = HostRef::new(2048);
+        let space = at_passive(|at| AddressSpace::create(host, at)).unwrap();
+        let base = at_passive(|at| space.allocate(None, ALL * PAGE, RESERVE | COMMIT, 4, at)).unwrap().base;
+        for page in 0..TOUCHED {
+            let touched = at_passive(|at| space.resolve(base + page * PAGE, Access::Write, at));
+            assert_eq!(touched, Resolution::Resolved);
+        }
+        let interrupt = || {
+            let from = base + (TOUCHED - 1) * PAGE;
+            // SAFETY: the handler is at APC, and uses this token alone.
+            let committed = unsafe {
+                Irql::<Apc>::with(|at| space.allocate(Some(from), (ALL - TOUCHED + 1) * PAGE, COMMIT, 4, at))
+            };
+            committed.unwrap();
+            host.fail_in(Some(0));
+        };
+        let mut result = Err(NtStatus::UNSUCCESSFUL);
+        let outcome = arch::inject::run_at(point, APC, &interrupt, || {
+            result = at_passive(|at| space.free(base + PAGE, (ALL - 1) * PAGE, DECOMMIT, at)).map(|_| ());
+        });
+        host.fail_in(None);
+        let committed = |page: u64| {
+            let information = at_passive(|at| space.query(base + page * PAGE, at)).unwrap();
+            information.state == COMMIT
+        };
+        assert!(committed(0), "{point}");
+        match result {
+            // What was committed meanwhile may be so.
+            Ok(()) => {
+                done += 1;
+                assert!(!(1..TOUCHED - 1).any(committed), "{point}: done, and pages left");
+            }
+            Err(status) => {
+                assert_eq!(status, NtStatus::INSUFFICIENT_RESOURCES);
+                refused += 1;
+                assert!((1..ALL).all(committed), "{point}: refused, and half done");
+            }
+        }
+        let charged = at_passive(|at| space.verify(at)).unwrap();
+        assert_eq!(charged, host.commit().used(), "{point}");
+        at_passive(|at| space.destroy(at));
+        // SAFETY: its space is gone.
+        assert!(unsafe { host.end() }, "{point}: a leak");
+        if outcome == Outcome::NotReached {
+            break;
+        }
+    }
+    assert!(done >= 3 && refused >= 1, "{done} done, {refused} refused");
 }
 
 /// In so many steps all that is checked above happens, and often.

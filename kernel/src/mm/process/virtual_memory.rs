@@ -19,6 +19,7 @@ use super::entry::Entry;
 use super::machine::Machine;
 use super::protection::{self, Protection};
 use super::space::{AddressSpace, HIGHEST, Inner, Kind, PageState, USER, Vad, VadNode, address};
+use super::tables::ENTRIES;
 use crate::mm::Exhausted;
 use crate::mm::pfn::PAGE_SIZE;
 use crate::mm::vad::{GRANULARITY, Search, Span};
@@ -371,7 +372,10 @@ impl<M: Machine> AddressSpace<M> {
             if Self::to_free(inner, page, Some(rest)).is_err() {
                 break;
             }
-            page = inner.decommit_piece(&self.loaded, rest, at)?;
+            // What is to be had for this was had before anything was changed. If it isn't enough, all of the descriptor was decommitted or
+            // released, and is committed anew by somebody else: behind this.
+            let Ok(end) = inner.decommit_piece(&self.loaded, rest, at) else { break };
+            page = end;
         }
         Ok(span)
     }
@@ -537,11 +541,12 @@ impl<M: Machine> Inner<M> {
         }
         if span != whole {
             // Each page needs an entry that says so.
-            let prepared = self.prepare(span, at);
-            return prepared.map_err(|Exhausted| {
+            if self.prepare(span, at).is_err() {
                 self.sweep(loaded, span, at);
-                NtStatus::INSUFFICIENT_RESOURCES
-            });
+                return Err(NtStatus::INSUFFICIENT_RESOURCES);
+            }
+            self.keep_tables(span);
+            return Ok(());
         }
         let mut default = 0;
         self.states(span, |pages, entry| {
@@ -553,6 +558,21 @@ impl<M: Machine> Inner<M> {
         }
         self.machine.commit().uncharge(default);
         Ok(())
+    }
+
+    /// `span` is to be decommitted, piece by piece, and has tables: one page of each is decommitted now, if nothing is said of it yet. So
+    /// none is empty, and nobody frees one between two pieces.
+    fn keep_tables(&mut self, span: Span) {
+        let mut page = span.first;
+        while page < span.end {
+            if let Some(entry) = self.tables.leaf(page)
+                && entry.load(core::sync::atomic::Ordering::Relaxed) == 0
+            {
+                self.tables.set(entry, Entry::Decommitted.encode(false));
+                self.machine.commit().uncharge(1);
+            }
+            page = (page / ENTRIES + 1) * ENTRIES;
+        }
     }
 
     /// Decommits a piece of `span`, all of one private descriptor. Up to which page it came.
@@ -567,7 +587,7 @@ impl<M: Machine> Inner<M> {
         let left = if committed { Entry::Decommitted } else { Entry::Default }.encode(false);
         let piece = Span { first: span.first, end: self.piece_end(span) };
         if committed && self.prepare(piece, at).is_err() {
-            // Only behind the first piece: somebody else had the tables freed meanwhile.
+            // Only behind the first piece: `keep_tables`.
             self.sweep(loaded, piece, at);
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
