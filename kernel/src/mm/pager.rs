@@ -222,11 +222,10 @@ fn close(at: &mut Irql<Passive>) -> Result<&'static mut [u64], NtStatus> {
     }
 }
 
-/// Little memory is left: by the DPC of `physical`.
+/// Little memory is left: by the DPC of `physical`, once. Kept for the writer, whether there is one now or not: one that is just made, or whose
+/// store was to go and stays, must not sleep over it.
 pub(super) fn wake(at: &mut Irql<Dispatch>) {
-    if !WRITER.load(Ordering::Relaxed).is_null() {
-        WORK.set(0, at);
-    }
+    WORK.set(0, at);
 }
 
 /// The writer's thread: while little memory is left, there is room to be made.

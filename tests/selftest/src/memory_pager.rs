@@ -8,12 +8,13 @@ use arch::paging::{PAGE, translate};
 use kernel::ke::apc::ProcessorMode;
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::timer::Due;
-use kernel::ke::{prcb, wait};
+use kernel::ke::{prcb, thread, wait};
 use kernel::mm::mdl_pages::{self, LockError, Operation};
 use kernel::mm::pager::{self, BackingStore};
 use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
 use kernel::mm::zeroing::Pause;
+use kernel::mm::physical::LOW_MEMORY;
 use kernel::mm::{paged, physical};
 use kernel::rtl::NtStatus;
 use sync::irql::{Apc, Irql, Passive};
@@ -31,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_pager::more_paged_pool_than_memory", more_than_memory),
     ("memory_pager::locks_of_more_than_memory_are_refused", locked_to_the_end),
     ("memory_pager::the_writer_makes_room_when_little_is_left", writer),
+    ("memory_pager::the_writer_hears_of_little_while_a_store_fails_to_go", told_while_closing),
     ("memory_pager::what_cannot_be_written_stays", unwritable),
     ("memory_pager::storm_from_all_processors", storm),
 ];
@@ -518,6 +520,75 @@ fn writer(at: &mut Irql<Passive>) -> Result {
         check(written >= PAGES as u32, "pages written by the thread", written.into(), PAGES as u64)?;
         check(same, "another content", 0, 0)
     })
+}
+
+/// How the withdrawal of another thread ended.
+static ENDED: AtomicU32 = AtomicU32::new(0);
+
+/// Little memory is left while somebody withdraws the store, which can't be read in the end, and stays: that was told of once.
+fn told_while_closing(at: &mut Irql<Passive>) -> Result {
+    need_no_trims()?;
+    with_store(at, |at| {
+        let block = take(SIZE, at)?;
+        paint(block, SIZE);
+        let result = close_in_vain(block, at);
+        STORE.is_slow.store(false, Ordering::Release);
+        STORE.is_broken.store(false, Ordering::Relaxed);
+        GO_ON.set(0, at);
+        let same = is_painted(block);
+        free(block, at);
+        result?;
+        check(same, "another content", 0, 0)
+    })
+}
+
+fn close_in_vain(block: NonNull<u8>, at: &mut Irql<Passive>) -> Result {
+    // All of it is out; then one half is there again, written to, for the writer.
+    pager::send_all_out(at);
+    Held::all_but(0, at).give(at);
+    for page in 0..PAGES / 2 {
+        // SAFETY: the test's own block: what is there, again.
+        unsafe {
+            let word = block.add(page * PAGE as usize + 512).cast::<usize>();
+            word.write_volatile(word.read_volatile());
+        }
+    }
+    // The writer sleeps without a limit: nothing is scarce.
+    let _ = wait::delay(Due::In(3_000_000), at);
+    GO_ON.reset(at);
+    STORE.reads.store(0, Ordering::Relaxed);
+    STORE.is_broken.store(true, Ordering::Relaxed);
+    STORE.is_slow.store(true, Ordering::Release);
+    let options = thread::Options { name: thread::Name::new("withdraws"), ..Default::default() };
+    let withdraws = |at: &mut Irql<Passive>, _: usize| {
+        let status = pager::withdraw(at).err().unwrap_or(NtStatus::SUCCESS);
+        ENDED.store(status.0, Ordering::Release);
+    };
+    let thread = thread::spawn(&options, withdraws, 0, at).map_err(|_| Verdict::Fail("no thread", 0, 0))?;
+    let mut patience = 6000;
+    while STORE.reads.load(Ordering::Acquire) == 0 && patience > 0 {
+        let _ = wait::delay(Due::In(50_000), at);
+        patience -= 1;
+    }
+    let reads = STORE.reads.load(Ordering::Acquire);
+    let before = pager::traffic(at).written;
+    let held = Held::all_but(0, at);
+    // Told, and the writer has looked at a store that is closing, or would have.
+    let told = wait::for_single(&LOW_MEMORY, Some(Due::In(50_000_000)), at);
+    let _ = wait::delay(Due::In(2_000_000), at);
+    GO_ON.set(0, at);
+    let _ = wait::for_single(&*thread, None, at);
+    let mut patience = 600;
+    while pager::traffic(at).written == before && patience > 0 {
+        let _ = wait::delay(Due::In(100_000), at);
+        patience -= 1;
+    }
+    let written = pager::traffic(at).written - before;
+    held.give(at);
+    equal(reads.into(), 1, "reads of who withdraws")?;
+    check(told == NtStatus::SUCCESS, "little is not told", told.0.into(), 0)?;
+    equal(ENDED.load(Ordering::Acquire).into(), NtStatus::UNSUCCESSFUL.0.into(), "how the withdrawal ended")?;
+    check(written > 0, "nothing was written behind the failed withdrawal", written.into(), 0)
 }
 
 fn unwritable(at: &mut Irql<Passive>) -> Result {
