@@ -36,18 +36,25 @@ pub static LOW_MEMORY: Event = Event::new(EventKind::Notification, false);
 #[doc(alias = "HighMemoryCondition")]
 pub static HIGH_MEMORY: Event = Event::new(EventKind::Notification, false);
 
+/// On two processors at once, too, as the DPC leaves its queue before it runs: whoever stores an event last has seen the conditions
+/// behind that be what it stored.
 fn tell(_: &'static Dpc, at: &mut Irql<Dispatch>, _: [usize; 2]) {
-    let (conditions, counts) = {
-        let frames = PAGES.frames().lock(at);
-        (frames.pressure().conditions(), frames.counts())
-    };
-    for (holds, event) in [(conditions.low, &LOW_MEMORY), (conditions.high, &HIGH_MEMORY)] {
-        if holds {
-            event.set(0, at);
-        } else {
-            event.reset(at);
+    let mut conditions = self::conditions(at);
+    loop {
+        for (holds, event) in [(conditions.low, &LOW_MEMORY), (conditions.high, &HIGH_MEMORY)] {
+            if holds {
+                event.set(0, at);
+            } else {
+                event.reset(at);
+            }
         }
+        let now = self::conditions(at);
+        if now == conditions {
+            break;
+        }
+        conditions = now;
     }
+    let counts = PAGES.frames().lock(at).counts();
     if counts.zeroed < zeroing::LOW {
         zeroing::wake(at);
     }

@@ -12,12 +12,14 @@ use kernel::mm::zeroing::{self, Pause};
 use kernel::rtl::NtStatus;
 use sync::irql::{Irql, Passive};
 
-use crate::runner::{Result, Test, Verdict, check, equal};
+use crate::everywhere;
+use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
 
 pub(crate) const TESTS: &[Test] = &[
     ("memory_pressure::pages_are_cleared_ahead_of_need", cleared),
     ("memory_pressure::what_is_cleared_goes_to_whoever_needs_zeroes", used),
     ("memory_pressure::little_and_plenty_are_told", told),
+    ("memory_pressure::limits_crossed_by_all_at_once", crossed),
 ];
 
 const SECOND: u64 = 10_000_000;
@@ -151,4 +153,63 @@ fn told(at: &mut Irql<Passive>) -> Result {
         0,
     )?;
     check(after == Conditions { low: false, high: true }, "at the end", after.low.into(), after.high.into())
+}
+
+/// The most 2 MiB runs that a processor has for itself.
+const OWN: usize = 8;
+
+/// All processors cross the limits of plenty at once, so that it is told of on several: in the end the events say what is so.
+fn crossed(at: &mut Irql<Passive>) -> Result {
+    need_processors(2)?;
+    let mut runs = [const { None }; 300];
+    let mut taken = 0;
+    while taken < runs.len() && physical::conditions(at).high {
+        let Ok(page) = physical::allocate_contiguous(512, 9, None, at) else { break };
+        runs[taken] = Some(page);
+        taken += 1;
+    }
+    let was_plenty = physical::conditions(at).high;
+    // From here on, what a processor has for itself is as much as lies between the limits.
+    for page in runs.iter_mut().take(own(at)).filter_map(Option::take) {
+        // SAFETY: taken above.
+        unsafe { physical::free_contiguous(page, 512, at) };
+    }
+    let mut stale = None;
+    for round in 0..50 {
+        everywhere::run(at, |at, _| (0..20).for_each(|_| take_and_give(at)));
+        if !until(at, is_told) {
+            stale = Some(round);
+            break;
+        }
+    }
+    for page in runs.into_iter().flatten() {
+        // SAFETY: as above.
+        unsafe { physical::free_contiguous(page, 512, at) };
+    }
+    check(!was_plenty, "plenty to the end", taken as u64, 0)?;
+    check(stale.is_none(), "an event that says what is over, in round", stale.unwrap_or(0), 0)?;
+    check(until(at, is_told), "an event that says what is over, at the end", 0, 0)
+}
+
+/// 2 MiB runs that are more than the distance between two limits.
+fn own(at: &mut Irql<Passive>) -> usize {
+    (physical::low_below(at) as usize * 3 / 2).div_ceil(512).min(OWN)
+}
+
+fn take_and_give(at: &mut Irql<Passive>) {
+    let mut runs = [const { None }; OWN];
+    let count = own(at);
+    for slot in &mut runs[..count] {
+        *slot = physical::allocate_contiguous(512, 9, None, at).ok();
+    }
+    for page in runs.into_iter().flatten() {
+        // SAFETY: taken just now.
+        unsafe { physical::free_contiguous(page, 512, at) };
+    }
+}
+
+/// The events say what the conditions are.
+fn is_told(at: &mut Irql<Passive>) -> bool {
+    let told = Conditions { low: LOW_MEMORY.is_signalled(), high: HIGH_MEMORY.is_signalled() };
+    told == physical::conditions(at)
 }
