@@ -57,6 +57,8 @@ pub(super) mod moves;
 const SITES: usize = if cfg!(feature = "verifier") { 512 } else { 0 };
 /// 4 GiB of addresses: chunks of 2 MiB, in words of their bitmap.
 const WORDS: usize = 32;
+/// Pages of them.
+const MOST_PAGES: u32 = (WORDS * 64) as u32 * CHUNK;
 /// Bytes of a chunk's entries.
 const CHUNK_ENTRIES: u64 = CHUNK as u64 * size_of::<Pfn>() as u64;
 /// Pages that are ended before processors are told to forget them.

@@ -149,7 +149,8 @@ fn listed(at: &mut Irql<Passive>) -> Result {
     check(taken > 0 && taken <= 20 && refused.is_err(), "part of what was wanted", taken as u64, 20)?;
     // Above the last page that there can be, at once and by a step behind one that has nothing.
     let nowhere = Choice { lowest: 1 << 50, highest: (1 << 50) + PAGE - 1, skip: u64::MAX, ..ANY };
-    for above in [Choice { lowest: u64::MAX, ..ANY }, Choice { lowest: u64::MAX - PAGE + 2, ..ANY }, nowhere] {
+    for above in [Choice { lowest: u64::MAX, ..ANY }, Choice { lowest: u64::MAX - PAGE + 2, ..ANY }, nowhere]
+    {
         let refused = mdl_pages::allocate_pages(PAGE as u32, &above, at).is_err();
         check(refused, "a page above all memory", above.lowest, above.skip)?;
     }

@@ -13,8 +13,8 @@ use kernel::mm::mdl_pages::{self, LockError, Operation};
 use kernel::mm::pager::{self, BackingStore};
 use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
-use kernel::mm::zeroing::Pause;
 use kernel::mm::physical::LOW_MEMORY;
+use kernel::mm::zeroing::Pause;
 use kernel::mm::{paged, physical};
 use kernel::rtl::NtStatus;
 use sync::irql::{Apc, Irql, Passive};
@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_pager::all_who_need_a_page_wait_for_one_read", one_read),
     ("memory_pager::a_page_under_fire_loses_nothing", under_fire),
     ("memory_pager::more_paged_pool_than_memory", more_than_memory),
+    ("memory_pager::what_can_never_be_had_sends_nothing_out", never),
     ("memory_pager::locks_of_more_than_memory_are_refused", locked_to_the_end),
     ("memory_pager::the_writer_makes_room_when_little_is_left", writer),
     ("memory_pager::the_writer_hears_of_little_while_a_store_fails_to_go", told_while_closing),
@@ -421,6 +422,26 @@ fn more_than_memory(at: &mut Irql<Passive>) -> Result {
         equal(count as u64, 6, "blocks of 40 pages with memory for two")?;
         check(resident <= 120, "pages in memory", resident.into(), counts.free.into())?;
         check(same, "another content", 0, 0)
+    })
+}
+
+/// Requests for more than the pool's addresses, and than all that could leave, are refused with everything where it was.
+fn never(at: &mut Irql<Passive>) -> Result {
+    need_no_trims()?;
+    with_store(at, |at| {
+        let block = take(SIZE, at)?;
+        paint(block, SIZE);
+        let before = pager::traffic(at).written;
+        let all = physical::available(at) + physical::counts(at).modified + paged::usage(at).resident;
+        let sizes = [1 << 40, (all as usize + 1000) * PAGE as usize];
+        let had = sizes.map(|size| paged::allocate(TEST, size, at));
+        let (there, written) = (mapped(block), pager::traffic(at).written - before);
+        let count = had.iter().flatten().count() as u64;
+        had.into_iter().flatten().for_each(|block| free(block.cast(), at));
+        free(block, at);
+        equal(count, 0, "blocks of more than memory")?;
+        equal(there, PAGES as u64, "pages that stayed")?;
+        equal(written.into(), 0, "pages written")
     })
 }
 

@@ -9,7 +9,9 @@ use core::sync::atomic::Ordering;
 use sync::in_flight::InFlight;
 use sync::irql::{Apc, Irql, PageCacheAccess, SpaceLock};
 
-use super::{CHUNK, LEAF, POOL, RESIDENT, address_of, count_present, count_resident, page_of};
+use super::{
+    ALL_RESIDENT, CHUNK, LEAF, MOST_PAGES, POOL, RESIDENT, address_of, count_present, count_resident, page_of,
+};
 use crate::ex::Wakeup;
 use crate::mm::frames::Frames;
 use crate::mm::pages::Page;
@@ -178,18 +180,34 @@ fn keep_rest_of_chunk(next: &mut u32, at: &mut Irql<Apc>) -> Option<(u32, Found)
     })
 }
 
-/// Promises `count` pages; if there are not so many, others leave for the store.
+/// Promises `count` pages; if there are not so many, others leave for the store, but not for what they would not be enough for.
 pub(super) fn promise(count: u32, at: &mut Irql<Apc>) -> Result<(), Exhausted> {
     let once = |at: &mut Irql<Apc>| physical::manager().promise(count, &mut at.raise::<PageCacheAccess>());
+    if count > MOST_PAGES {
+        return Err(Exhausted);
+    }
+    if once(at).is_ok() {
+        return Ok(());
+    }
+    if count > most_to_be_had(at) {
+        return Err(Exhausted);
+    }
     // Whoever else needs memory may be faster, but not for ever.
     let most = 16 + count / pager::BATCH as u32;
     for _ in 0..most {
-        if once(at).is_ok() {
-            return Ok(());
-        }
         if pager::make_room(at) == 0 {
             break;
         }
+        if once(at).is_ok() {
+            return Ok(());
+        }
     }
     once(at)
+}
+
+/// The pages that could be promised if all of the pool went to the store; stale at once.
+fn most_to_be_had(at: &mut Irql<Apc>) -> u32 {
+    let counts = physical::counts(at);
+    let all = counts.free + counts.zeroed + counts.standby + counts.modified + physical::cached();
+    (all + ALL_RESIDENT.load(Ordering::Relaxed)).saturating_sub(counts.promised)
 }
