@@ -2,7 +2,8 @@
 //! `system_pte`; here are NT's kinds of caching and an unmap that has nothing but the address.
 //!
 //! IRQL:   at or below DISPATCH, no lock from `SpaceLock` on.
-//! Not as NT: memory is mapped write-back or not at all; nothing compares two mappings of one device's page.
+//! Not as NT: memory is mapped write-back or not at all, the image's code and constants to be read; nothing compares two mappings of one
+//!         device's page.
 //! Tests:  selftest `memory_io::*`.
 //! Sources: WDK, `MmMapIoSpace`, `MmUnmapIoSpace`, MEMORY_CACHING_TYPE; SDM vol. 3, "Page Attribute Table".
 

@@ -143,7 +143,8 @@ pub unsafe fn map<L: Below<SpaceLock> + Below<Ipi>>(
     Ok(address)
 }
 
-/// Where the kernel reaches the buffer, mapping it if it has no address yet: writable, as the list's pages are cached.
+/// Where the kernel reaches the buffer, mapping it if it has no address yet: writable, but for what is the image's code or constants, as
+/// the list's pages are cached.
 ///
 /// # Errors
 /// As [`map`].

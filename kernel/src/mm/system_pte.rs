@@ -12,6 +12,7 @@
 //! IRQL:       at or below DISPATCH, no lock from `SpaceLock` on. The caller waits at its own level for the others to answer, and
 //!             serves their calls meanwhile (`shootdown`).
 //! Invariants: I1 an address is taken from before its first entry is written until every processor has dropped its translation.
+//!             I2 none of these addresses lets the image's code or constants be written: they are mapped to be read, whatever is asked.
 //! Not as NT:  each unmap is flushed at once; NT lets freed system PTEs collect until it has to flush. One call serves all
 //!             pages of an unmap.
 //! Tests:      tests/props/tests/mm_space.rs (the parts); selftest `memory_space::*`.
@@ -22,7 +23,7 @@ use arch::paging::PAGE;
 use sync::SpinLock;
 use sync::irql::{Below, Ipi, Irql, SpaceLock};
 
-use super::layout::SYSTEM_PTES;
+use super::layout::{SYSTEM_PTES, Segment};
 use super::pfn::PageNumber;
 use super::slots::Slots;
 use super::space::KernelSpace;
@@ -188,7 +189,7 @@ pub(super) unsafe fn map_numbers<L: Below<SpaceLock> + Below<Ipi>>(
     unsafe { map_run(numbers.len() as u32, offset, bytes.into(), leaf, |at| numbers[at as usize] * PAGE, at) }
 }
 
-/// Maps `bytes` of physical addresses from `physical` on, never executable: registers and the memory of devices.
+/// Maps `bytes` of physical addresses from `physical` on, writable (but for I2) and never executable: registers and the memory of devices.
 ///
 /// # Safety
 /// What lies there may be reached in this way, by whoever is given the address.
@@ -220,6 +221,16 @@ pub(super) fn is_memory(start: u64, end: u64) -> bool {
     })
 }
 
+/// What may be done with a page that is mapped for `access`: the image's code and constants are not written by any address (W^X).
+fn allowed(access: Access, physical: u64) -> Access {
+    let (start, linked) = facts().info.image;
+    let is_kept = [Segment::Text, Segment::Rodata].into_iter().any(|segment| {
+        let range = segment.range();
+        (start + (range.start - linked)..start + (range.end - linked)).contains(&physical)
+    });
+    if is_kept { Access::Read } else { access }
+}
+
 /// # Safety
 /// As [`map`], for each page that `physical_of` gives.
 unsafe fn map_run<L: Below<SpaceLock> + Below<Ipi>>(
@@ -239,8 +250,10 @@ unsafe fn map_run<L: Below<SpaceLock> + Below<Ipi>>(
     for page in 0..count {
         let mut source = TableSource { count: table_pages, at: inner };
         let mut table = || source.page();
+        let physical = physical_of(page);
+        let leaf = Leaf { access: allowed(leaf.access, physical), ..leaf };
         // SAFETY: the caller's; the address is this run's (I1).
-        let mapped = unsafe { tables.map(address_of(page), physical_of(page), leaf, &mut table) };
+        let mapped = unsafe { tables.map(address_of(page), physical, leaf, &mut table) };
         if mapped.is_err() {
             for page in 0..page {
                 tables.unmap(address_of(page));

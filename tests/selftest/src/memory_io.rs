@@ -1,14 +1,18 @@
 //! Device memory by `io_space`: kinds of caching, the registers behind it, the end.
 
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicU64;
 
 use arch::paging::{Flags, PAGE, translate};
 use kernel::boot::facts;
+use kernel::ke::apc::ProcessorMode;
 use kernel::mm::io_space::{self, CachingType};
+use kernel::mm::mdl_pages::{self, Operation};
 use kernel::mm::physical;
 use kernel::mm::system_pte::{self, MapError};
 use sync::irql::{Irql, Passive};
 
+use crate::held::List;
 use crate::probe;
 use crate::runner::{Result, Test, Verdict, check, equal};
 
@@ -16,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_io::kinds_of_caching_reach_the_page_tables", kinds),
     ("memory_io::registers_answer_until_unmapped", registers),
     ("memory_io::memory_is_not_mapped_uncached", memory),
+    ("memory_io::code_and_constants_are_mapped_to_be_read_alone", image),
 ];
 
 /// Where nothing answers; never touched.
@@ -95,4 +100,50 @@ fn memory(at: &mut Irql<Passive>) -> Result {
     physical::free(page, at);
     check(uncached == Err(MapError::Memory), "memory mapped uncached", address, 0)?;
     check(same, "another memory", address, 0)
+}
+
+static CONSTANT: u64 = 0x0123_4567_89AB_CDEF;
+static VARIABLE: AtomicU64 = AtomicU64::new(CONSTANT);
+
+/// Neither a list nor a device's mapping gives an address by which the image's code or constants can be written; variables can be.
+fn image(at: &mut Irql<Passive>) -> Result {
+    let code = image as fn(&mut Irql<Passive>) -> Result as usize as u64;
+    let places = [code, (&raw const CONSTANT) as u64, (&raw const VARIABLE) as u64];
+    let before = system_pte::free(at);
+    for (place, is_variable) in places.into_iter().zip([false, false, true]) {
+        let mut list = List::new(place as *mut u8, 8, at)?;
+        mdl_pages::probe_and_lock(&mut list, ProcessorMode::Kernel, Operation::Read, at)
+            .map_err(|_| Verdict::Fail("not locked", place, 0))?;
+        // SAFETY: the image's own bytes, which are read.
+        let listed = unsafe { mdl_pages::system_address(&mut list, at) }.map(found);
+        mdl_pages::unlock(&mut list, at);
+        let physical = translate(place).map_or(0, |(physical, _)| physical);
+        // SAFETY: as above.
+        let mapped = unsafe { io_space::map(physical, 8, CachingType::Cached, at) };
+        let device = mapped.map(found);
+        if let Ok(mapped) = mapped {
+            // SAFETY: mapped just now.
+            unsafe { io_space::unmap(mapped, 8, at) };
+        }
+        // SAFETY: as above.
+        let word = unsafe { (place as *const u64).read_unaligned() };
+        for (number, alias) in (0..).zip([listed, device]) {
+            let (same, flags) = alias.map_err(|_| Verdict::Fail("not mapped", place, number))?;
+            equal(same, word, "another content")?;
+            check(flags.contains(Flags::NO_EXECUTE), "an alias that can be executed", place, number)?;
+            equal(
+                flags.contains(Flags::WRITABLE).into(),
+                is_variable.into(),
+                "an alias that can be written",
+            )?;
+        }
+    }
+    equal(system_pte::free(at) as u64, before as u64, "addresses at the end")
+}
+
+/// What lies there, and with which rights.
+fn found(alias: NonNull<u8>) -> (u64, Flags) {
+    let flags = translate(alias.addr().get() as u64).map_or(Flags::empty(), |(_, flags)| flags);
+    // SAFETY: the caller's mapping, of 8 bytes.
+    (unsafe { alias.cast::<u64>().read_unaligned() }, flags)
 }
