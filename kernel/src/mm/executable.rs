@@ -14,7 +14,8 @@
 //!
 //! IRQL:       at or below DISPATCH; the memory is used below IPI with interrupts on.
 //! Invariants: I1 a leaf with the toggle bit has the right to write, that to execute, or neither, and its page is of this pool.
-//!             I2 no processor has a right, cached or not, while another has the other one.
+//!             I2 no processor has a right by the block's address, cached or not, while another has the other one. By others, the HHDM's
+//!                or a list's, the page stays writable; by none of those does it run.
 //! Not as NT:  code that writes into its own page is refused (0xBE), since it would fault for ever; so is what begins less than 15 bytes
 //!             before a page and writes there, since it may go on in it. At IPI and above, or with interrupts off, a change is refused
 //!             as well. A block has pages of its own, at most [`MOST_PAGES`].
