@@ -439,9 +439,25 @@ pub fn leaks<L: MayBlock + AtOrBelow<Apc>>(at: &mut Irql<L>, tell: impl FnMut(&L
     POOL.leaks(&mut at.raise::<Apc>(), tell);
 }
 
-/// Checks the addresses' bookkeeping: for self-tests.
+/// Checks the addresses' bookkeeping, and of each chunk the counts of pages: for self-tests.
 pub fn verify<L: MayBlock + AtOrBelow<Apc>>(at: &mut Irql<L>) -> Result<(), (&'static str, u32)> {
-    POOL.verify(&mut at.raise::<Apc>())
+    let at = &mut at.raise::<Apc>();
+    POOL.verify(at)?;
+    (0..POOL.chunks()).try_for_each(|chunk| {
+        let counted = system_pte::with_tables(at, |tables, _| {
+            let (mut present, mut hidden) = (0, 0);
+            for page in chunk * CHUNK..(chunk + 1) * CHUNK {
+                match tables.state(address_of(page)) {
+                    Found::Present(_) => present += 1,
+                    Found::Hidden(_) => hidden += 1,
+                    _ => {}
+                }
+            }
+            let noted = [&PRESENT, &RESIDENT].map(|all| all[chunk as usize].load(Ordering::Relaxed));
+            noted == [present, present + hidden]
+        });
+        if counted == Some(false) { Err(("pages miscounted in chunk", chunk)) } else { Ok(()) }
+    })
 }
 
 /// A `T` in paged pool, which is reached as [`Paged`] says. It is dropped at or below APC, else BAD_POOL_CALLER.
