@@ -72,7 +72,8 @@ pub(super) const CRASHES: &[Crash] = &[
     // The thread that waited, how its wait ended, the thread that ended it.
     crash("wakeup_dropped", 2, VERIFIER, [Is(0x2008), Any, Is(0), Any]).with(&["wait_limit=300"]),
     // The page below the stack takes the first fault, and its frame cannot be pushed: a double fault.
-    crash("stack_overflow", 2, TRAP, [Is(8), Any, Any, Any]),
+    crash("stack_overflow", 2, TRAP, [Is(8), Any, Any, In("overflow")]).saying("(main) ran over"),
+    crash("thread_stack_overflow", 2, TRAP, [Is(8), Any, Any, In("overflow")]).saying("(deep) ran over"),
     // A Rust panic counts as an exception that nothing handles, with a status of its own.
     crash("panic", 2, EXCEPTION, [Is(0xE000_0001), Any, Any, Is(0)]),
     crash("recursion", 2, MANUAL, [Is(5), Is(0), Is(0), Is(0)]).failing_again(),
@@ -145,12 +146,19 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("irp_dropped", 1, IO_MANAGER, [Is(0x1005), Is(0), Any, Is(0)]),
     crash("irp_ended_as_pending", 1, IO_MANAGER, [Is(0x1003), Is(0), Any, Is(0)]),
     // The pool's: the log tells of the block, the tags are "Mine" and "Othr".
-    crash("pool_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Any, Told("block", 0)]),
+    crash("pool_double_free", 2, POOL_CALLER, [Is(7), Is(MINE), Any, Told("block", 0)])
+        .saying("freed before at tests/selftest/src/crash.rs"),
     crash("pool_wrong_tag", 2, POOL_CALLER, [Is(0xA), Told("block", 0), Is(MINE), Is(OTHER)]),
     // At CLOCK, 100 bytes.
     crash("pool_above_dispatch", 1, POOL_CALLER, [Is(8), Is(13), Is(0), Is(100)]),
     crash("pool_overrun", 2, POOL_HEADER, [Is(0x21), Told("block", 0), Is(MINE), Told("block", 100)]),
-    crash("pool_underrun", 2, POOL_HEADER, [Is(0x20), Told("block", 0), Any, Any]),
+    // The state word, as it is and as it was.
+    crash(
+        "pool_underrun",
+        2,
+        POOL_HEADER,
+        [Is(0x20), Told("block", 0), Told("damaged", 0), Told("state", 0)],
+    ),
     crash("pool_use_after_free", 2, POOL_HEADER, [Is(0x3), Told("block", 0), Is(MINE), Told("block", 50)]),
     // Its number; free (2), in a processor's cache (0xFE); no reference.
     crash("pool_page_freed_twice", 2, PFN, [Told("page", 0), Is(0xFE02), Is(0), Any]),
@@ -199,8 +207,8 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("apc_region_at_the_end_of_a_thread", 2, APC_PENDING, [Any, Is(0x1_0000), In("run_main"), Is(0)]),
     // HIGH instead of 5; the third is an ISR (3).
     crash("isr_at_another_level", 1, LEVEL, [Is(15), Is(5), In("forgets_in_its_isr"), Is(3)]),
-    // Two references and one share: the lock's is still there.
-    crash("mdl_page_freed", 2, PFN, [Told("page", 0), Any, Is(0x1_0000_0002), Any]),
+    // Active, in use as a page, written to; two references and one share: the lock's is still there. What the owner's field held is old.
+    crash("mdl_page_freed", 2, PFN, [Told("page", 0), Is(0x100_FF04), Is(0x1_0000_0002), Any]),
     crash("mdl_unlocked_twice", 2, MEMORY, [Is(0x409), Told("list", 0), Is(0), Told("buffer", 0)]),
     // Pages locked (0x02) for writing (0x80).
     crash("mdl_freed", 2, MEMORY, [Is(0x407), Told("list", 0), Is(0x82), Told("buffer", 0)]),

@@ -9,7 +9,7 @@ use kernel::ke::apc::{self, Apc};
 use kernel::ke::bugcheck::{self, StopCode, bugcheck};
 use kernel::ke::dpc::Dpc;
 use kernel::ke::interrupt::{Claim, Interrupt, Request, ServiceRoutine, Share, Source};
-use kernel::ke::{ipi, prcb, thread, tick};
+use kernel::ke::{ipi, prcb, thread, tick, wait};
 use kernel::mm::contiguous::{self, Place};
 use kernel::mm::mdl_pages::{self, Choice, Operation};
 use kernel::mm::paged::{self, PagedOwned};
@@ -35,6 +35,11 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> ! {
         "manual" => bugcheck(StopCode::ManuallyInitiatedCrash, [1, 2, 3, 4]),
         "stack_overflow" => {
             kernel::info!("{}", overflow(1));
+        }
+        "thread_stack_overflow" => {
+            let options = thread::Options { name: thread::Name::new("deep"), ..Default::default() };
+            let deep = thread::spawn(&options, |_, _| kernel::info!("{}", overflow(1)), 0, at);
+            let _ = deep.map(|deep| wait::for_single(&*deep, None, at));
         }
         "panic" => panic!("asked for by the command line"),
         "recursion" => {
@@ -523,7 +528,10 @@ fn misuse_pool(name: &str, at: &mut Irql<Passive>) {
                 pool::free(block, MINE, at);
             }
             "pool_underrun" => {
+                let word = block.sub(8).cast::<u64>();
+                kernel::info!("state {:#x}", word.read_volatile());
                 block.sub(1).write_volatile(0);
+                kernel::info!("damaged {:#x}", word.read_volatile());
                 pool::free(block, MINE, at);
             }
             "pool_use_after_free" => {
