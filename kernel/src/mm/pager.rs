@@ -29,7 +29,7 @@ use super::paged::moves::{self, Missing};
 use super::pfn::PageNumber;
 use super::pool::{self, Tag};
 use super::shootdown::Run;
-use super::{Exhausted, paged, physical, shootdown};
+use super::{Exhausted, is_refused, paged, physical, shootdown};
 use crate::ex::{FastMutex, fast_mutex};
 use crate::ke::event::{Event, EventKind};
 use crate::ke::thread::{self, Thread, ThreadRef};
@@ -153,7 +153,10 @@ fn open(store: &'static dyn BackingStore, count: u32, at: &mut Irql<Passive>) ->
         }
     };
     *STORE.lock(at) = Some(store);
-    let opened = with_frames(&mut at.raise::<Apc>(), |frames| frames.open_store(taken, count));
+    let opened = match is_refused() {
+        true => Err(taken),
+        false => with_frames(&mut at.raise::<Apc>(), |frames| frames.open_store(taken, count)),
+    };
     if let Err(taken) = opened {
         *STORE.lock(at) = None;
         end_writer(writer, at);

@@ -377,6 +377,14 @@ impl PageManager {
         self.take(at, |frames| frames.promise(count).then_some(())).ok_or(Exhausted)
     }
 
+    /// A page to read into: if need be, one of the store's reserve.
+    pub fn take_to_read(&self, at: &mut At) -> Option<PageNumber> {
+        if is_refused() {
+            return None;
+        }
+        self.take(at, Frames::take_to_read)
+    }
+
     /// Gives up `count` promises.
     pub fn unpromise(&self, count: u32, at: &mut At) {
         self.with(at, |frames| frames.unpromise(count));

@@ -133,9 +133,14 @@ fn give_store(at: &mut Irql<Passive>) {
     }
 }
 
+/// Where an allocation was refused, the store may stay for once, or be gone.
 fn end(at: &mut Irql<Passive>) -> Result {
     let withdrawn = pager::withdraw(at);
-    if withdrawn.is_ok() {
+    let gone = match withdrawn {
+        Err(NtStatus::NO_MEMORY) => pager::withdraw(at),
+        other => other,
+    };
+    if matches!(gone, Ok(()) | Err(NtStatus::NO_SUCH_DEVICE)) {
         give_store(at);
     }
     had(withdrawn, "withdraw")

@@ -107,7 +107,7 @@ pub(in crate::mm) enum Missing {
 
 /// Reads the page of `address` from `slot`, if it is out still. On return it may be there.
 pub(super) fn read(address: u64, slot: u32, at: &mut Irql<Apc>) -> Result<(), Missing> {
-    let taken = physical::manager().take(&mut at.raise::<PageCacheAccess>(), Frames::take_to_read);
+    let taken = physical::manager().take_to_read(&mut at.raise::<PageCacheAccess>());
     let Some(into) = taken else { return Err(Missing::Memory) };
     READS.during(address, at, |at| {
         let began = system_pte::with_tables(at, |tables, _| {
