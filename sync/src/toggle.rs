@@ -14,7 +14,8 @@
 //!             I2 an entry gets a right only after a flush in which it had none: so no processor has the other one cached.
 //! Ordering:   both exchanges are AcqRel: what was written comes before the right to run it.
 //! Not so:     an entry that another may take over would spare the wait, but needs a number in it that never comes back.
-//! Tests:      tests/models/tests/toggle.rs (I2, and nobody waits for ever); mutant `mm/right_given_before_the_flush`.
+//! Tests:      tests/models/tests/toggle.rs (I2, and nobody waits for ever); tests/props/tests/injection.rs (no interrupt finds Neither);
+//!             mutants `mm/right_given_before_the_flush`, `mm/right_taken_before_the_raise`.
 
 use crate::irql::{AtOrBelow, Below, Clock, Ipi, Irql};
 

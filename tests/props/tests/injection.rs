@@ -21,6 +21,7 @@ use sync::log_ring::LogRing;
 use sync::queued::Node;
 use sync::rundown::Rundown;
 use sync::slist::{Entry, Header};
+use sync::toggle::{self, Rights};
 use sync::{InterruptLock, QueuedLock, RwSpinLock, SeqLock, SpinLock};
 
 /// Where the interrupt of a device hits, unless a test says otherwise.
@@ -526,4 +527,44 @@ fn a_rundown_interrupted_anywhere_counts_right() {
     )
     .were(&[0, 1]);
     assert!(refused.get() > 0);
+}
+
+/// The entry of a page that is written or run.
+struct Leaf(Cell<Rights>);
+
+impl toggle::Entry for Leaf {
+    fn rights(&self) -> Option<Rights> {
+        point();
+        Some(self.0.get())
+    }
+
+    fn exchange(&self, from: Rights, to: Rights) -> bool {
+        point();
+        self.0.get() == from && self.0.replace(to) == from
+    }
+}
+
+/// An ISR that writes to the page which the interrupted code is about to run: it must not find it between two rights, as who would go
+/// on is what it has interrupted.
+#[test]
+fn a_page_is_between_two_rights_for_no_interrupt() {
+    let changed = Cell::new(0);
+    interrupted::<Leaf, Device>(
+        DEVICE,
+        || Leaf(Cell::new(Rights::Write)),
+        |leaf, at| {
+            let wait = |_: &mut Irql<Passive>| panic!("nobody else changes it");
+            assert!(toggle::change(leaf, Rights::Run, wait, |_| point(), at));
+        },
+        |leaf, at| {
+            let before = leaf.0.get();
+            let wait = |_: &mut Irql<Device>| panic!("waits for what it has interrupted");
+            assert!(toggle::change(leaf, Rights::Write, wait, |_| point(), at));
+            assert_eq!(leaf.0.get(), Rights::Write);
+            changed.set(changed.get() + u32::from(before == Rights::Run));
+        },
+        |leaf, _| assert_ne!(leaf.0.get(), Rights::Neither),
+    )
+    .were(&[0]);
+    assert!(changed.get() > 0, "it never had the right taken away");
 }
