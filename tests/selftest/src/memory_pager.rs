@@ -34,6 +34,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_pager::locks_of_more_than_memory_are_refused", locked_to_the_end),
     ("memory_pager::the_writer_makes_room_when_little_is_left", writer),
     ("memory_pager::the_writer_hears_of_little_while_a_store_fails_to_go", told_while_closing),
+    ("memory_pager::a_store_stays_while_what_is_out_has_no_room", no_room_to_go),
+    ("memory_pager::a_store_that_there_is_no_memory_for_leaves_nothing", no_room_to_come),
     ("memory_pager::what_cannot_be_written_stays", unwritable),
     ("memory_pager::storm_from_all_processors", storm),
 ];
@@ -615,6 +617,53 @@ fn close_in_vain(block: NonNull<u8>, at: &mut Irql<Passive>) -> Result {
     check(told == NtStatus::SUCCESS, "little is not told", told.0.into(), 0)?;
     equal(ENDED.load(Ordering::Acquire).into(), NtStatus::UNSUCCESSFUL.0.into(), "how the withdrawal ended")?;
     check(written > 0, "nothing was written behind the failed withdrawal", written.into(), 0)
+}
+
+/// More is out than memory has room for: the store can't be withdrawn then, and serves on.
+fn no_room_to_go(at: &mut Irql<Passive>) -> Result {
+    need_no_trims()?;
+    with_store(at, |at| {
+        let block = take(SIZE, at)?;
+        paint(block, SIZE);
+        pager::send_all_out(at);
+        let held = Held::all_but(0, at);
+        let withdrawn = pager::withdraw(at);
+        held.give(at);
+        let same = is_painted(block);
+        let out = pager::send_all_out(at);
+        free(block, at);
+        check(withdrawn == Err(NtStatus::NO_MEMORY), "withdrawn without room", SIZE as u64, 0)?;
+        check(same, "another content", 0, 0)?;
+        check(out > 0, "nothing goes out any more", out.into(), 0)
+    })
+}
+
+/// A store is registered with ever more memory left, until that is enough: each time all that it had got is given back.
+fn no_room_to_come(at: &mut Irql<Passive>) -> Result {
+    with_store(at, |at| {
+        had(pager::withdraw(at), "withdraw")?;
+        let (mut refused, mut other) = (0, None);
+        for left in (0..200).step_by(3) {
+            let before = physical::counts(at).promised;
+            let held = Held::all_but(left, at);
+            let status = pager::register(&STORE, at).err();
+            held.give(at);
+            match status {
+                None => break,
+                Some(NtStatus::INSUFFICIENT_RESOURCES) => refused += 1,
+                Some(status) => other = Some(status.0),
+            }
+            let promised = physical::counts(at).promised - before;
+            check(promised == 0, "promised to no store", promised.into(), left.into())?;
+        }
+        // If none was made, this says so to who ends the store.
+        if pager::traffic(at).slots.count == 0 {
+            had(pager::register(&STORE, at), "register with all of memory")?;
+            return check(false, "refused with 200 pages", refused, 0);
+        }
+        check(other.is_none(), "refused otherwise", other.unwrap_or(0).into(), 0)?;
+        check(refused > 0, "registered without memory", 0, 0)
+    })
 }
 
 fn unwritable(at: &mut Irql<Passive>) -> Result {

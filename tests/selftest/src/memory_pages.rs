@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_pages::what_others_keep_is_there_when_memory_runs_out", exhaustion_with_caches),
     ("memory_pages::contiguous_and_below_a_limit", contiguous),
     ("memory_pages::zeroed_pages_are_zero", zeroed),
+    ("memory_pages::a_retired_page_is_nobodys_for_good", retired),
     ("memory_pages::every_page_is_somewhere", accounted),
     ("memory_pages::database_is_backed_where_memory_is", backed),
 ];
@@ -303,6 +304,24 @@ fn zeroed(at: &mut Irql<Passive>) -> Result {
 }
 
 /// Memory of the map is free, in use by this kernel since bring-up, or in the first MiB; nothing else is missing.
+/// A page whose memory is broken: it is counted, and not among all that can be had afterwards. Each run costs a page.
+fn retired(at: &mut Irql<Passive>) -> Result {
+    drain_all(at);
+    let before = physical::counts(at);
+    let page = physical::allocate(at).map_err(|_| Verdict::Fail("no page", 0, 0))?;
+    let number = u64::from(page.number().number());
+    physical::retire(page, at);
+    drain_all(at);
+    let after = physical::counts(at);
+    let in_use = physical::in_use(number, at).is_some();
+    equal((after.bad - before.bad).into(), 1, "pages retired")?;
+    equal((before.free + before.zeroed - after.free - after.zeroed).into(), 1, "pages lost or kept")?;
+    check(!in_use, "a retired page that somebody has", number, 0)?;
+    check(physical::verify(at).is_ok(), "damage", number, 0)?;
+    take_everything(after.free + after.zeroed, at)?;
+    same_as(after, at)
+}
+
 fn accounted(at: &mut Irql<Passive>) -> Result {
     let owned = [EntryType::USABLE, EntryType::BOOTLOADER_RECLAIMABLE];
     let all = facts().info.memory_map.iter().filter(|entry| owned.contains(&entry.entry_type));
