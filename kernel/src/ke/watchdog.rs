@@ -9,6 +9,9 @@
 //!             else in them counts as a stay. The first that finds it lower ends that. First looks are those at DPCs, those
 //!             where the clock's owner updates the time, and of each other busy processor four a limit, by an interrupt that
 //!             the owner sends.
+//! What counts: time up to when a look was to come, and no more. A host that stops a virtual processor, firmware, or code with interrupts
+//!             off makes looks late, and by that nothing older: a limit is for so many looks of this processor, as NT's is for so many
+//!             ticks, whatever a clock on the wall says.
 //! Invariants: I1 what a look finds raised, or in a DPC, has another look ahead (unless there is no limit). So no stay is left alone
 //!             between its beginning, which sees that a look is ahead, and its first DPC.
 //! Not as NT:  no tick counts for this: a busy processor without one is interrupted four times in two minutes.
@@ -28,8 +31,6 @@ const SINGLE_MILLISECONDS: u64 = 20_000;
 const MILLISECOND: u64 = 10_000;
 /// As often as NT's clock ticks, in 100 ns.
 const SAMPLE: u64 = 156_250;
-/// Two samples that are further apart than this don't belong to one stay: something has kept the clock away.
-const GAP: u64 = 8 * SAMPLE;
 
 /// Limits in 100 ns; [`NEVER`]: none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,16 +111,18 @@ pub struct Violation {
     pub limit: u64,
 }
 
-/// One processor's.
+/// One processor's. Its times leave out `late`.
 pub struct Watch {
+    /// When the next look is to come, or [`NEVER`]; by how much all looks together came later.
+    due: AtomicU64,
+    late: AtomicU64,
     /// Since when the DPC that was seen last is known, and since when the stay at DISPATCH is.
     dpc_since: AtomicU64,
     stay_since: AtomicU64,
     /// Looks in a row that saw nothing.
     quiet: AtomicU64,
-    /// The first and the last of the samples in a row that found the processor raised, in a DPC or not; or [`NEVER`].
+    /// The first of the samples in a row that found the processor raised, in a DPC or not; or [`NEVER`].
     raised_since: AtomicU64,
-    raised_last: AtomicU64,
 }
 
 fn get(value: &AtomicU64) -> u64 {
@@ -140,24 +143,37 @@ impl Watch {
     /// Nothing was seen yet.
     pub const fn new() -> Self {
         Self {
+            due: AtomicU64::new(NEVER),
+            late: AtomicU64::new(0),
             dpc_since: AtomicU64::new(0),
             stay_since: AtomicU64::new(0),
             quiet: AtomicU64::new(0),
             raised_since: AtomicU64::new(NEVER),
-            raised_last: AtomicU64::new(NEVER),
         }
     }
 
     /// A stay begins, with no look ahead. When to look first.
     pub fn begin(&self, limits: Limits, now: u64) -> u64 {
+        let counted = now - get(&self.late);
         set(&self.quiet, 0);
-        set(&self.dpc_since, now);
-        set(&self.stay_since, now);
-        now.saturating_add(limits.least())
+        set(&self.dpc_since, counted);
+        set(&self.stay_since, counted);
+        let due = now.saturating_add(limits.least());
+        set(&self.due, due);
+        due
     }
 
     /// Looks: what it has not seen before it counts from now. When to look next.
     pub fn look(&self, sight: Sight, limits: Limits, now: u64) -> Result<u64, Violation> {
+        let late = get(&self.late) + now.saturating_sub(get(&self.due));
+        set(&self.late, late);
+        let due = self.look_on_time(sight, limits, now - late)?.saturating_add(late);
+        set(&self.due, due);
+        Ok(due)
+    }
+
+    /// The same by the time that counts.
+    fn look_on_time(&self, sight: Sight, limits: Limits, now: u64) -> Result<u64, Violation> {
         let Some(seen) = sight.dpc else {
             // A stay has a DPC under way from its first one to its end. So a DPC that the next look finds is of a stay that is no older than
             // this, though none may have ended in between.
@@ -175,7 +191,9 @@ impl Watch {
         let (dpc_since, stay_since) = (get(&self.dpc_since), get(&self.stay_since));
         within(0, dpc_since, limits.single, now)?;
         within(1, stay_since, limits.total, now)?;
-        let sample = self.sample(true, limits, now)?;
+        let _ = self.sample(true, limits, now)?;
+        // Without a limit for the stay, too: a time that only ends with the limit would count whole, whoever had the processor in it.
+        let sample = if limits.least() == NEVER { NEVER } else { now.saturating_add(SAMPLE) };
         Ok(dpc_since.saturating_add(limits.single).min(stay_since.saturating_add(limits.total)).min(sample))
     }
 
@@ -193,10 +211,9 @@ impl Watch {
             set(&self.raised_since, NEVER);
             return Ok(NEVER);
         }
-        if get(&self.raised_since) == NEVER || now.saturating_sub(get(&self.raised_last)) > GAP {
+        if get(&self.raised_since) == NEVER {
             set(&self.raised_since, now);
         }
-        set(&self.raised_last, now);
         within(1, get(&self.raised_since), limits.total, now)?;
         Ok(now + SAMPLE)
     }
@@ -325,12 +342,38 @@ mod tests {
             let sight = if lower { NOTHING } else { RAISED };
             assert!(watch.look(sight, LIMITS, now).is_ok(), "at {now}");
         }
-        // A long time without any does, too.
-        let watch = Watch::new();
-        assert!(watch.look(RAISED, LIMITS, 0).is_ok());
-        assert!(watch.look(RAISED, LIMITS, LIMITS.total).is_ok());
-        assert!(watch.look(dpc(true, true), LIMITS, 2 * LIMITS.total).is_ok());
-        assert!(watch.look(RAISED, LIMITS, 3 * LIMITS.total).is_ok());
+    }
+
+    /// A host that stops the processor for longer than any limit, between any two looks; one that makes every look late.
+    #[test]
+    fn time_in_which_a_look_is_late_does_not_count() {
+        let endless = Limits { total: NEVER, ..LIMITS };
+        for (limits, sight, limit) in [
+            (LIMITS, dpc(false, false), LIMITS.single),
+            (endless, dpc(false, false), LIMITS.single),
+            (LIMITS, dpc(true, true), LIMITS.total),
+            (LIMITS, RAISED, LIMITS.total),
+        ] {
+            let looks = |late: &dyn Fn(u64) -> u64| {
+                let watch = Watch::new();
+                let mut now = watch.begin(limits, 0);
+                now = watch.look(Sight { dpc: dpc(true, true).dpc, ..sight }, limits, now).unwrap();
+                let mut looks = 0;
+                loop {
+                    match watch.look(sight, limits, now + late(looks)) {
+                        Ok(next) => now = next,
+                        Err(violation) => break (looks, violation),
+                    }
+                    looks += 1;
+                }
+            };
+            let on_time = looks(&|_| 0);
+            assert!(on_time.0 >= limit / SAMPLE - 1, "{on_time:?}");
+            for stopped in [0, 1, on_time.0 / 2, on_time.0] {
+                assert_eq!(looks(&|look| if look == stopped { 10 * limit } else { 0 }), on_time);
+            }
+            assert_eq!(looks(&|_| 30 * SAMPLE), on_time, "scaled by what it gets of the host");
+        }
     }
 
     #[test]
