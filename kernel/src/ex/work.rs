@@ -270,6 +270,10 @@ fn work(at: &mut Irql<Passive>, argument: usize) {
     loop {
         let item = next_item(queue, stays, at);
         if item.is_null() {
+            // In this order: who sees that the queue has no later ones finds the memory of this one on its way.
+            #[cfg(feature = "verifier")]
+            thread::count_as_ended(at);
+            queue.0.lock(at).workers -= 1;
             return;
         }
         // SAFETY: taken off its queue, or handed to us: ours until its `next` is null (I1).
@@ -355,7 +359,6 @@ fn look(taken: &mut [u32; 3], at: &mut Irql<Passive>) -> bool {
         let (stands, now, workers, leaves, idles) = {
             let mut state = queue.0.lock(at);
             let leaves = if state.taken == taken[number] { state.let_go() } else { None };
-            state.workers -= u32::from(leaves.is_some());
             (!state.first.is_null(), state.taken, state.workers, leaves, state.can_let_go())
         };
         if let Some(idle) = leaves {
@@ -376,9 +379,20 @@ fn look(taken: &mut [u32; 3], at: &mut Irql<Passive>) -> bool {
 fn add_worker(number: usize, stays: bool, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
     let options =
         Options { name: NAMES[number], priority: PRIORITIES[number], ideal: Some(0), ..Default::default() };
-    thread::spawn(&options, work, number * 2 + usize::from(stays), at)?;
+    // First, and taken back: a thread that is there is counted.
     QUEUES[number].0.lock(at).workers += 1;
-    Ok(())
+    let made = thread::spawn(&options, work, number * 2 + usize::from(stays), at);
+    if made.is_err() {
+        QUEUES[number].0.lock(at).workers -= 1;
+    }
+    made.map(drop)
+}
+
+/// Has a queue more than its first thread? They go one by one when they have nothing to do, but how soon is the load's matter. Stale at
+/// once. Of one that isn't counted any more the memory is back, or on its way ([`thread::are_any_on_their_way`]).
+#[cfg(feature = "verifier")]
+pub fn are_there_later_workers<L: MaySignal>(at: &mut Irql<L>) -> bool {
+    QUEUES.iter().any(|queue| queue.0.lock(at).workers > 1)
 }
 
 /// How many threads a queue has.

@@ -23,7 +23,7 @@ use sync::slist::{Entry, Header};
 use crate::apcs::until_it_waits;
 use crate::everywhere;
 use crate::random::Random;
-use crate::runner::{Result, Test, Verdict, check, equal};
+use crate::runner::{self, Result, Test, Verdict, check, equal};
 use crate::threads::{here, join, spawn};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -596,5 +596,8 @@ fn work_grows(at: &mut Irql<Passive>) -> Result {
     }
     reaches(&DONE, ITEMS, at)?;
     equal(BROKEN.load(Relaxed).into(), 0, "items that waited in vain")?;
+    // What the runner does before it looks for what a test has kept.
+    runner::settle(at);
+    equal(work::workers(Queue::Critical, at).into(), 1, "workers behind a settling")?;
     equal(only_worker(at)? as u64, first as u64, "the worker that is left is the first")
 }

@@ -3,6 +3,7 @@
 use arch::exit::Outcome;
 use kernel::boot::command_line::CommandLine;
 use kernel::boot::facts;
+use kernel::ex::work;
 use kernel::ke::timer::Due;
 use kernel::ke::wait::delay;
 use kernel::ke::{clock as time, prcb, thread};
@@ -199,16 +200,19 @@ pub(crate) fn counts_pages(name: &str) -> bool {
 }
 
 /// Frees the memory of all threads that have ended. One that was joined may still be on its way off its stack, and an idle processor may
-/// be about to keep one for the next: whoever counts memory would find it missing, and too much of it later.
+/// be about to keep one for the next: whoever counts memory would find it missing, and too much of it later. Threads that work queues were
+/// given meanwhile, as an item stood for two looks of their manager, go when they have had nothing to do for one: however long that takes
+/// on a busy host, none is there behind this.
 pub(crate) fn settle(at: &mut Irql<Passive>) {
-    while thread::are_any_on_their_way() {
+    // In this order: a worker is counted as on its way before it isn't any more as one of its queue.
+    while work::are_there_later_workers(at) || thread::are_any_on_their_way() {
         let _ = delay(Due::In(10_000), at);
     }
     thread::trim(at);
 }
 
-/// Whatever a test allocates it frees: tells tag, place and size of what it did not. Threads of work queues are let go one by one, so
-/// memory has a second to come back.
+/// Whatever a test allocates it frees: tells tag, place and size of what it did not. An item of a work queue
+/// that frees something, as orphaned requests and objects, may be yet to run: memory has a second to come back.
 pub(crate) fn left_no_memory(at: &mut Irql<Passive>) -> Result {
     let mut found = Leaks::new();
     for _ in 0..100 {

@@ -244,7 +244,7 @@ fn collect(at: &mut Irql<Passive>) {
     }
 }
 
-/// Checked build: threads that have ended and whose stack is not left yet, and lists of those that somebody has taken over to collect.
+/// Checked build: threads that have ended, or as good as, and whose stack is not left yet, and lists of those that somebody has taken over to collect.
 /// What they have is nobody's to free meanwhile.
 #[cfg(feature = "verifier")]
 static ON_THEIR_WAY: AtomicU32 = AtomicU32::new(0);
@@ -254,6 +254,15 @@ static ON_THEIR_WAY: AtomicU32 = AtomicU32::new(0);
 pub fn are_any_on_their_way() -> bool {
     // Acquire: what was brought home before is found by who looks now.
     ON_THEIR_WAY.load(Ordering::Acquire) != 0
+}
+
+/// Checked build: the running thread does nothing any more but end, and counts as one that has, for [`are_any_on_their_way`]. For one that
+/// nobody joins: who knows that it goes waits for its memory by this.
+#[cfg(feature = "verifier")]
+pub(crate) fn count_as_ended(at: &mut Irql<Passive>) {
+    if !super::current(at).is_as_good_as_ended.replace(true) {
+        ON_THEIR_WAY.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// [`collect`] of a list that was taken over.
@@ -410,7 +419,9 @@ pub fn exit(status: NtStatus, at: &mut Irql<Passive>) -> ! {
     // Before anybody who joins could ask.
     sched::charge_running(&mut at);
     #[cfg(feature = "verifier")]
-    ON_THEIR_WAY.fetch_add(1, Ordering::SeqCst);
+    if !me.is_as_good_as_ended.take() {
+        ON_THEIR_WAY.fetch_add(1, Ordering::SeqCst);
+    }
     let joins = signal::end_of(me.header(), &mut at);
     // SAFETY: the wait of `joins` was won just now.
     unsafe { sched::leave_for_good(joins, &mut at, nothing) }

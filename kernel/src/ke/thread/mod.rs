@@ -49,6 +49,8 @@ mod terminate;
 #[cfg(feature = "verifier")]
 pub use create::are_any_on_their_way;
 pub(crate) use create::become_idle;
+#[cfg(feature = "verifier")]
+pub(crate) use create::count_as_ended;
 pub(crate) use create::spawn_zero_page_thread;
 pub(in crate::ke) use create::{Cache, collect_gone, is_anything_gone, left_for_good, quantum};
 pub use create::{Options, Routine, exit, spawn, start_first, trim};
@@ -75,6 +77,9 @@ pub struct Thread {
     /// It makes or hides pages of paged pool (`mm::paged::trimming`): by itself.
     #[cfg(feature = "verifier")]
     pub(crate) trims_nothing: Cell<bool>,
+    /// It counts as one that has ended, and will: by itself.
+    #[cfg(feature = "verifier")]
+    is_as_good_as_ended: Cell<bool>,
     /// Whoever wins it ends the thread's wait.
     pub(in crate::ke) wait: WaitWord,
     /// What it is to look at: any writes, as each sign's owner says.
@@ -187,6 +192,8 @@ impl Thread {
             stack_user: AtomicU32::new(0),
             #[cfg(feature = "verifier")]
             trims_nothing: Cell::new(false),
+            #[cfg(feature = "verifier")]
+            is_as_good_as_ended: Cell::new(false),
             wait: WaitWord::new(),
             attention: Attention::new(),
             next_ready: AtomicPtr::new(core::ptr::null_mut()),
@@ -239,6 +246,9 @@ impl Thread {
             // Back where it was before each call.
             #[cfg(feature = "verifier")]
                 trims_nothing: _,
+            // Taken by its end.
+            #[cfg(feature = "verifier")]
+                is_as_good_as_ended: _,
             name,
             // It waits for nothing, and is in no list.
             #[cfg(feature = "verifier")]
