@@ -39,7 +39,12 @@ const SHARED: &[&str] = &["memory::page_by_40"];
 /// Two rows of one operation, the second beside so many things that its number must not matter: they differ by this at most, in percent
 /// of the first.
 const ALIKE_PERCENT: u64 = 10;
-const ALIKE: &[(&str, &str)] = &[("timer::set_cancel", "timer::set_cancel_with_10000_armed")];
+const ALIKE: &[(&str, &str)] = &[
+    ("timer::set_cancel", "timer::set_cancel_with_10000_armed"),
+    ("threads::yield_switch", "threads::yield_switch_of_2000"),
+    ("waits::set_event_without_waiter", "waits::set_event_without_waiter_of_2000"),
+    ("waits::set_event_to_higher_thread", "waits::set_event_to_higher_thread_of_2000"),
+];
 
 /// Two lines of docs/performance.md, between which a command writes.
 #[derive(Clone, Copy, Debug)]

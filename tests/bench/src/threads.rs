@@ -52,6 +52,8 @@ const CROWDED_ROWS: &[Row] = &[
     passive("threads::yield_switch_of_2000", yield_switch).at_most(110),
     passive("waits::set_event_without_waiter_of_2000", set_without_waiter).at_most(24),
     passive("waits::set_event_to_higher_thread_of_2000", set_to_higher).at_most(200),
+    passive("waits::wait_for_signalled_event_of_2000", wait_for_signalled).at_most(30),
+    passive("waits::event_round_trip_of_2000", round_trip).at_most(450),
 ];
 
 const fn event() -> Event {
