@@ -44,6 +44,8 @@ const ALIKE: &[(&str, &str)] = &[
     ("threads::yield_switch", "threads::yield_switch_of_2000"),
     ("waits::set_event_without_waiter", "waits::set_event_without_waiter_of_2000"),
     ("waits::set_event_to_higher_thread", "waits::set_event_to_higher_thread_of_2000"),
+    ("waits::wait_for_signalled_event", "waits::wait_for_signalled_event_of_2000"),
+    ("waits::event_round_trip", "waits::event_round_trip_of_2000"),
 ];
 
 /// Two lines of docs/performance.md, between which a command writes.
