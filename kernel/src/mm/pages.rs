@@ -374,6 +374,11 @@ impl PageManager {
         if is_refused() {
             return Err(Exhausted);
         }
+        self.try_promise(count, at)
+    }
+
+    /// One of several attempts at [`promise`](Self::promise), of which all are refused on purpose or none.
+    pub(super) fn try_promise(&self, count: u32, at: &mut At) -> Result<(), Exhausted> {
         self.take(at, |frames| frames.promise(count).then_some(())).ok_or(Exhausted)
     }
 

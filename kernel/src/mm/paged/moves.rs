@@ -17,7 +17,7 @@ use crate::mm::frames::Frames;
 use crate::mm::pages::Page;
 use crate::mm::paging::{self, Read};
 use crate::mm::tables::{Found, Tables};
-use crate::mm::{Exhausted, pager, physical, system_pte};
+use crate::mm::{Exhausted, is_refused, pager, physical, system_pte};
 use crate::rtl::NtStatus;
 
 /// Pages that somebody reads in.
@@ -182,8 +182,9 @@ fn keep_rest_of_chunk(next: &mut u32, at: &mut Irql<Apc>) -> Option<(u32, Found)
 
 /// Promises `count` pages; if there are not so many, others leave for the store, but not for what they would not be enough for.
 pub(super) fn promise(count: u32, at: &mut Irql<Apc>) -> Result<(), Exhausted> {
-    let once = |at: &mut Irql<Apc>| physical::manager().promise(count, &mut at.raise::<PageCacheAccess>());
-    if count > MOST_PAGES {
+    let once =
+        |at: &mut Irql<Apc>| physical::manager().try_promise(count, &mut at.raise::<PageCacheAccess>());
+    if count > MOST_PAGES || is_refused() {
         return Err(Exhausted);
     }
     if once(at).is_ok() {
