@@ -10,7 +10,7 @@
 //! Owns:       devices' life. Not: stacks (stack.rs), drivers (driver.rs), packets (irp.rs, request.rs).
 //! IRQL:       made at PASSIVE or APC, deleted at PASSIVE; references up to DISPATCH.
 //! Locks:      `STACKS`, of rank `ObjectLock`: who is attached to whom, a driver's list of devices, who uses a device and who wants it gone.
-//! Invariants: I1 the body of a device of a [`Driver`] `D` has a D for its extension and an [`Extension`] with D's `vtable` behind that, until
+//! Invariants: I1 the body of a device of a [`Driver`] `D` has a D for its extension and an `Extension` with D's `vtable` behind that, until
 //!                its delete procedure; its driver's functions are those of D.
 //!             I2 a device has a reference to its driver, so a driver's object ends behind all its devices.
 //!             I3 `attached_device` is a reference to the device above, under the lock; `attached_to` is one to the device below, from the
@@ -219,7 +219,7 @@ pub fn delete_device(device: &ObRef<KDeviceObject>, at: &mut Irql<Passive>) {
     drop(gone);
 }
 
-/// A file of it is about to be made; it is used until [`unuse`].
+/// A file of it is about to be made; it is used until [`end_use`].
 ///
 /// # Errors
 /// STATUS_NO_SUCH_DEVICE: it goes, or isn't there yet (I5).

@@ -23,11 +23,11 @@ use crate::rtl::{KListEntry, NtStatus, UnicodeString, WideStr};
 
 /// Of [`KIrp::kind`].
 pub const IO_TYPE_IRP: i16 = 6;
-/// Of [`KDeviceObject::kind`].
+/// Of `KDeviceObject::kind`.
 pub const IO_TYPE_DEVICE: i16 = 3;
-/// Of [`KDriverObject::kind`].
+/// Of `KDriverObject::kind`.
 pub const IO_TYPE_DRIVER: i16 = 4;
-/// Of [`KFileObject::kind`].
+/// Of `KFileObject::kind`.
 pub const IO_TYPE_FILE: i16 = 5;
 /// Of [`KDeviceQueue::kind`]: NT's DeviceQueueObject.
 pub const DEVICE_QUEUE_OBJECT: i16 = 20;

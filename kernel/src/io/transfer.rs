@@ -8,7 +8,7 @@
 //!
 //! No bytes: no system buffer and no list, whatever the method. Reads and writes are done as the device's flags say, controls as their code.
 //!
-//! Owns:       [`Transfer`]. Not: packets (file_io.rs).
+//! Owns:       `Transfer`. Not: packets (file_io.rs).
 //! IRQL:       PASSIVE and APC, in the context of whom the buffer belongs to.
 //! Invariants: B1 a packet with `BUFFERED_IO` has a system buffer of as many bytes as the larger of the two lengths of its first location, all
 //!                of them written. Safe code doesn't change these (irp.rs, I2).
