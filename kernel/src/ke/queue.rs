@@ -9,8 +9,10 @@
 //!                change under the lock.
 //!             Q2 an entry is queued and `current` is below `maximum` => nobody waits. Who makes either true hands an entry on.
 //!             Q3 a thread that waits for the queue has its block last: who came last goes on first, for its stack is warm.
-//! Not as NT:  a queue lives for ever, so it keeps no list of its threads. A thread that an APC makes run in its wait isn't counted. When
-//!             a thread's wait is over the count may get above the maximum for as long as all of them run, as on NT.
+//!             Q4 a thread that belongs to a queue is counted whenever its level is below DISPATCH: it is let go and counted again, and its
+//!                entry taken, in the one stay at DISPATCH that its wait for the queue is. So what an APC does there, it does as any thread.
+//! Not as NT:  a queue lives for ever, so it keeps no list of its threads. When a thread's wait is over the count may get above the
+//!             maximum for as long as all of them run, as on NT.
 //! Sources:    WDK, `KeInitializeQueue`, `KeInsertQueue`, `KeRemoveQueue`, `KeRundownQueue`; Win32, "I/O Completion Ports".
 
 use core::cell::UnsafeCell;
@@ -271,40 +273,45 @@ impl Queue {
     ) -> Result<&'static QueueEntry, NtStatus> {
         // SAFETY: used by this thread's code alone.
         let me = unsafe { thread::current(at).unbound() };
-        self.join(me, at);
         loop {
-            let (status, until) = wait::in_queue(self, me, due, alertable.openness::<L>(), at);
-            match status {
-                NtStatus::SUCCESS => {}
-                NtStatus::KERNEL_APC => {
-                    due = wait::after_an_apc(due, until, at);
-                    continue;
-                }
-                _ => {
-                    // It runs on, and is counted as before.
-                    self.goes_on(&mut at.raise::<Dispatch>());
-                    return Err(status);
-                }
+            let ((status, until), entry) = wait::in_queue(self, me, due, alertable.openness::<L>(), at);
+            if let Some(entry) = entry {
+                entry.queued.store(false, Ordering::Release);
+                return Ok(entry);
             }
-            let entry = me.queue_entry.swap(ptr::null_mut(), Ordering::Relaxed);
-            // SAFETY: entries are `'static`; whoever ended the wait, or this thread itself, stored one.
-            let entry: &'static QueueEntry = unsafe { &*entry };
-            entry.queued.store(false, Ordering::Release);
-            return Ok(entry);
+            if status != NtStatus::KERNEL_APC {
+                return Err(status);
+            }
+            due = wait::after_an_apc(due, until, at);
         }
     }
 
-    /// The thread's last entry is done: it isn't counted any more, here or where it belonged before.
-    fn join<L: CanWait>(&'static self, me: &'static Thread, at: &mut Irql<L>) {
-        let mut raised = at.raise::<Dispatch>();
+    /// The running thread begins a wait for an entry: its last one is done, and it isn't counted any more, here or where it belonged
+    /// before (Q4).
+    pub(super) fn enter(&'static self, me: &'static Thread, at: &mut Irql<Dispatch>) {
         let before = me.queue.load(Ordering::Relaxed);
         // SAFETY: null, or a queue, which lives for ever.
         if let Some(before) = unsafe { before.as_ref() } {
-            before.stops(&mut raised);
+            before.stops(at);
         } else {
             me.attention.raise(Signs::IN_QUEUE);
         }
         me.queue.store(ptr::from_ref(self).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// Its wait has ended with `status`: the entry that it was given, or it runs on without one, and is counted as before (Q4).
+    pub(super) fn leave_with(
+        &'static self,
+        me: &'static Thread,
+        status: NtStatus,
+        at: &mut Irql<Dispatch>,
+    ) -> Option<&'static QueueEntry> {
+        if status != NtStatus::SUCCESS {
+            self.goes_on(at);
+            return None;
+        }
+        // SAFETY: entries are `'static`; whoever ended the wait, or this thread itself, stored one.
+        unsafe { me.queue_entry.swap(ptr::null_mut(), Ordering::Relaxed).as_ref() }
     }
 
     /// Under the lock.
@@ -328,6 +335,7 @@ impl Queue {
         {
             let mut guard = self.header.lock(&mut *at);
             let _ = guard.parts();
+            debug_assert!(self.running() > 0, "who stops was counted (Q4)");
             self.change_running(-1);
             // SAFETY: the lock is held.
             unsafe { self.hand_on(&mut woken) };

@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("queues::keep_the_order_and_hand_on", queue_order),
     ("queues::the_last_that_waits_goes_first", queue_lifo),
     ("queues::only_so_many_run_unless_they_wait", queue_limit),
+    ("queues::count_who_is_suspended_or_ended_in_a_wait", queue_apcs),
     ("queues::storm_loses_and_doubles_nothing", queue_storm),
     ("waits::signal_and_wait_lets_nobody_in_between", signal_first),
 ];
@@ -114,6 +115,45 @@ fn queue_order(at: &mut Irql<Passive>) -> Result {
     let mut left = 0;
     QUEUE.run_down(|_| left += 1, at);
     check(left == 1 && QUEUE.is_empty(), "run down", left, 0)
+}
+
+/// An APC makes a thread run that waits for its queue: it is counted meanwhile, and once.
+fn queue_apcs(at: &mut Irql<Passive>) -> Result {
+    static QUEUE: Queue = Queue::new(1);
+    static ENTRIES: [QueueEntry; 2] = [const { QueueEntry::new() }; 2];
+    TAKEN.store(0, Ordering::Relaxed);
+    for (entry, taken) in ENTRIES.iter().zip(1..) {
+        let it = spawn(
+            &Options::default(),
+            |at, _| {
+                while QUEUE.remove(None, Alertable::No, at).is_ok() {
+                    TAKEN.fetch_add(1, Ordering::Relaxed);
+                }
+            },
+            0,
+            at,
+        )?;
+        until_it_waits(&it, at)?;
+        check(it.suspend(at) == Ok(0), "suspended in its wait", 0, 0)?;
+        let _ = delay(Due::In(5 * MILLISECOND), at);
+        check(QUEUE.running() <= 1, "counted more than once", QUEUE.running().into(), 0)?;
+        check(QUEUE.insert(entry, End::Tail, at) == Some(0), "for who is suspended", 0, 0)?;
+        check(it.resume(at) == 1, "resumed", 0, 0)?;
+        let limit = kernel::ke::clock::interrupt_time_precise() + 50_000_000;
+        while TAKEN.load(Ordering::Relaxed) < taken {
+            check(kernel::ke::clock::interrupt_time_precise() < limit, "it is never taken", taken, 0)?;
+            let _ = delay(Due::In(MILLISECOND), at);
+        }
+        until_it_waits(&it, at)?;
+        equal(QUEUE.running().into(), 0, "it waits")?;
+        // The next one takes what comes, though this one ends in its wait.
+        // SAFETY: it has nothing that its end would leave behind.
+        let ended = unsafe { it.terminate(NtStatus::CANCELLED, at) };
+        check(ended.is_ok(), "told to end", 0, 0)?;
+        join(&it, at)?;
+        equal(QUEUE.running().into(), 0, "it has ended in its wait")?;
+    }
+    Ok(())
 }
 
 static TAKEN: AtomicU64 = AtomicU64::new(0);

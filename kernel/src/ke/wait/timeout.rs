@@ -6,7 +6,7 @@ use sync::irql::{Dispatch, Irql};
 use sync::wait_word::Openness;
 
 use super::super::object::Header;
-use super::super::queue::Queue;
+use super::super::queue::{Queue, QueueEntry};
 use super::super::thread::{OWN_OBJECTS, Thread};
 use super::super::timer::{self, Due, Options};
 use super::super::{apc, clock, thread};
@@ -134,16 +134,17 @@ pub(super) fn attempt_raised(
     (status, until)
 }
 
-/// Waits once for an entry of `queue`, to which `me` belongs: SUCCESS, and `queue_entry` is it.
+/// Waits once for an entry of `queue`, to which `me` belongs from then on: SUCCESS, and it.
 pub(in crate::ke) fn in_queue<L: CanWait>(
-    queue: &Queue,
+    queue: &'static Queue,
     me: &'static Thread,
     due: Option<Due>,
     open: Openness,
     at: &mut Irql<L>,
-) -> Ended {
+) -> (Ended, Option<&'static QueueEntry>) {
     let nothing = at.nothing_in_service();
     let mut at = at.raise::<Dispatch>();
+    queue.enter(me, &mut at);
     let object = queue.header();
     // SAFETY: this thread's own, for its one wait (thread, I3).
     let block = unsafe { &raw mut (*me.blocks.get())[0] };
@@ -179,7 +180,8 @@ pub(in crate::ke) fn in_queue<L: CanWait>(
         // SAFETY: prepared above, or never registered.
         unsafe { single::unregister(object, block, &mut at) };
     }
-    (status, until)
+    let entry = queue.leave_with(me, status, &mut at);
+    ((status, until), entry)
 }
 
 /// Waits until `due`. STATUS_SUCCESS.
