@@ -108,10 +108,11 @@ pub struct ResourceList {
 const _: () =
     assert!(offset_of!(ResourceList, interface) == 4 && offset_of!(ResourceList, descriptors) == 20);
 
+// No member of the union has its last four bytes alone: they are named as the element behind an array's last.
 sync::nt_layout! {
     [] KResourceDescriptor = "CM_PARTIAL_RESOURCE_DESCRIPTOR" {
         kind => "Type", share_disposition => "ShareDisposition", flags => "Flags", start => "u.Memory.Start",
-        length => "u.Memory.Length", rest => "u.DevicePrivate.Data[2]",
+        length => "u.Memory.Length", rest => "u.DevicePrivate.Data[3]",
     }
 }
 
