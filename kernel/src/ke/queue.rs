@@ -13,6 +13,7 @@
 //!                entry taken, in the one stay at DISPATCH that its wait for the queue is. So what an APC does there, it does as any thread.
 //! Not as NT:  a queue lives for ever, so it keeps no list of its threads. When a thread's wait is over the count may get above the
 //!             maximum for as long as all of them run, as on NT.
+//! Tests:      tests/models/tests/queue.rs (Q1, Q2), whose steps are a copy of these; tests/props/tests/dispatcher.rs (Q3).
 //! Sources:    WDK, `KeInitializeQueue`, `KeInsertQueue`, `KeRemoveQueue`, `KeRundownQueue`; Win32, "I/O Completion Ports".
 
 use core::cell::UnsafeCell;

@@ -18,7 +18,7 @@
 //!             leaves all lists, lowers, delivers, and waits anew for what is left of its time, behind the others that wait.
 //! Not as NT:  a signal goes to those that wait for its object alone, or for any, before it is tried on those that wait for all. The list of
 //!             waiters is no LIST_ENTRY ring.
-//! Tests:      tests/models/tests/{wait_word,mutant}.rs; tests/props/tests/{dispatcher,wait_schedules}.rs; selftest `waits::*`.
+//! Tests:      tests/models/tests/{wait_word,mutant,queue}.rs; tests/props/tests/{dispatcher,wait_schedules}.rs; selftest `waits::*`.
 //! Sources:    WDK, `KeWaitForSingleObject`, `KeWaitForMultipleObjects`, `KeDelayExecutionThread`.
 
 mod attend;
