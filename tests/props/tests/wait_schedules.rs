@@ -462,6 +462,29 @@ fn a_queue_with_a_timeout_against_an_entry_and_the_time() {
     every_schedule(&SCRIPT);
 }
 
+/// Offered to a wait that may be over by then, it is taken by that or stays.
+#[test]
+fn a_queue_with_a_timeout_against_the_time_and_an_entry() {
+    fn waiter(scene: &'static Scene, at: &mut Irql<Passive>) -> i64 {
+        scene.queue.remove(Some(Due::In(TICK)), Alertable::No, at).map_or_else(said, |_| 0)
+    }
+    fn other(scene: &'static Scene, at: &mut Irql<Passive>) -> i64 {
+        scene.machine.advance_here(2 * TICK, &mut at.raise::<Dispatch>());
+        scene.queue.insert(&scene.entry, End::Tail, at);
+        0
+    }
+    fn judge(scene: &'static Scene, said: i64) {
+        let expected = match said {
+            0 => 0,
+            TIMEOUT => 1,
+            _ => panic!("it returned {said:#x}"),
+        };
+        assert_eq!((scene.queue.len(), scene.queue.running()), (expected, 1), "the entry and who runs");
+    }
+    static SCRIPT: Script = Script { before: None, waiter, other, again: false, judge };
+    every_schedule(&SCRIPT);
+}
+
 #[test]
 fn interrupts_that_signal() {
     fn interrupt(scene: &'static Scene, at: &mut Irql<Dispatch>) {
