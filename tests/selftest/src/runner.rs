@@ -209,6 +209,8 @@ pub(crate) fn settle(at: &mut Irql<Passive>) {
         let _ = delay(Due::In(10_000), at);
     }
     thread::trim(at);
+    // What a file's end in a work queue's thread has sent comes back to the lists, as late as that.
+    kernel::io::allocate::trim(at);
 }
 
 /// Whatever a test allocates it frees: tells tag, place and size of what it did not. An item of a work queue
