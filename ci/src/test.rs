@@ -380,13 +380,8 @@ fn miri() -> Result<Done> {
         "ob_names",
         "rtl_bitmap",
         "rtl_tables",
-        "rtl_text",
         "cm_info",
         "cm_query",
-        "cm_registry",
-        "se_access",
-        "se_assign",
-        "se_descriptors",
         "se_objects",
         "se_tokens",
     ];
