@@ -295,7 +295,13 @@ fn outlives(
     ending: impl FnOnce(&mut Irql<Passive>) -> core::result::Result<(), NtStatus>,
 ) -> Result {
     let mut mdl = locked(space, address, PAGE, Operation::Write, at)?;
-    let words = Words::of(&mut mdl, at)?;
+    let words = match Words::of(&mut mdl, at) {
+        Ok(words) => words,
+        Err(verdict) => {
+            end(mdl, at);
+            return Err(verdict);
+        }
+    };
     let numbers = [mdl.pages()[0]];
     words.at(8).store(what, SeqCst);
     had(ending(at), "the address doesn't end")?;
