@@ -150,7 +150,7 @@ mod tests {
         let document =
             std::fs::read_to_string(image::workspace().join("docs/performance.md")).expect("in the tree");
         let section = Account::stored().and_then(|it| it.section(&bench::stored()?)).expect("both are whole");
-        assert_eq!(baseline::inserted(&document, PLACE, &section).expect("both marks"), document);
+        assert_eq!(baseline::document::inserted(&document, PLACE, &section).expect("both marks"), document);
     }
 
     #[test]
