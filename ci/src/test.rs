@@ -6,17 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::image::{self, TARGET, workspace};
-use crate::qemu::{Accel, Qemu};
-use crate::report::{self, Verdict};
-use crate::target::{GuestArgs, ImageChoice, Target};
-use crate::{
-    abi, bench, bochs, codegen, crash, debug, explore, large, lines, loops, models, mutants, process,
-    profile, recording, refusals, size, skips, trace, unsafe_count,
-};
+use crate::report::Verdict;
+use crate::{abi, codegen, models, mutants, process, size, skips, unsafe_count};
+
+mod boots;
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -60,52 +57,68 @@ const STEPS: &[Step] = &[
         what: "unit tests of sync and arch, property tests of memory, objects, security, under Miri, where nightly has it",
         run: miri,
     },
-    Step { name: "boot-1", what: "self-tests on 1 processor", run: || boot(1) },
-    Step { name: "boot-2", what: "self-tests on 2 processors", run: || boot(2) },
-    Step { name: "boot-4", what: "self-tests on 4 processors", run: || boot(4) },
-    Step { name: "boot-8", what: "self-tests on 8 processors", run: || boot(8) },
-    Step { name: "sixteen", what: "threads and waits on 16 processors", run: sixteen },
+    Step { name: "boot-1", what: "self-tests on 1 processor", run: || boots::boot(1) },
+    Step { name: "boot-2", what: "self-tests on 2 processors", run: || boots::boot(2) },
+    Step { name: "boot-4", what: "self-tests on 4 processors", run: || boots::boot(4) },
+    Step { name: "boot-8", what: "self-tests on 8 processors", run: || boots::boot(8) },
+    Step { name: "sixteen", what: "threads and waits on 16 processors", run: boots::sixteen },
     Step {
         name: "inject",
         what: "each allocation of each path refused, of a part of the tests, and of bring-up",
-        run: inject,
+        run: boots::inject,
     },
-    Step { name: "special", what: "pool, objects and threads with a guard page at each block", run: special },
-    Step { name: "trim", what: "paged pool and lists of pages, paged pool trimmed at each raise", run: trim },
+    Step {
+        name: "special",
+        what: "pool, objects and threads with a guard page at each block",
+        run: boots::special,
+    },
+    Step {
+        name: "trim",
+        what: "paged pool and lists of pages, paged pool trimmed at each raise",
+        run: boots::trim,
+    },
     Step {
         name: "large",
         what: "bring-up with 16 GiB against 1 GiB, by the instruction counter",
-        run: large,
+        run: boots::large,
     },
-    Step { name: "clusters", what: "calls between 10 processors in two APIC clusters", run: clusters },
-    Step { name: "idle", what: "8 idle processors are left alone for 5 seconds", run: idle },
+    Step { name: "clusters", what: "calls between 10 processors in two APIC clusters", run: boots::clusters },
+    Step { name: "idle", what: "8 idle processors are left alone for 5 seconds", run: boots::idle },
     Step {
         name: "replay",
         what: "two runs under the instruction counter, the same to the byte",
-        run: replay,
+        run: boots::replay,
     },
     Step {
         name: "bochs",
         what: "the clock by the TSC's deadline, and PCIDs, under Bochs, where Limine's binaries are given",
-        run: under_bochs,
+        run: boots::under_bochs,
     },
-    Step { name: "fair", what: "equal shares, and soon preempted, by the instruction counter", run: fair },
-    Step { name: "trace", what: "a trace is read and written", run: traced },
-    Step { name: "explore", what: "seeds explored, each twice with the same trace", run: explored },
-    Step { name: "gdb", what: "a replay stops in gdb at an event of the trace, and at the end", run: in_gdb },
-    Step { name: "reverse", what: "a recorded run is played backwards in gdb", run: backwards },
-    Step { name: "profile", what: "a recorded run is sampled, twice the same", run: profiled },
-    Step { name: "crash", what: "deliberate bugchecks and their reports", run: crashes },
+    Step {
+        name: "fair",
+        what: "equal shares, and soon preempted, by the instruction counter",
+        run: boots::fair,
+    },
+    Step { name: "trace", what: "a trace is read and written", run: boots::traced },
+    Step { name: "explore", what: "seeds explored, each twice with the same trace", run: boots::explored },
+    Step {
+        name: "gdb",
+        what: "a replay stops in gdb at an event of the trace, and at the end",
+        run: boots::in_gdb,
+    },
+    Step { name: "reverse", what: "a recorded run is played backwards in gdb", run: boots::backwards },
+    Step { name: "profile", what: "a recorded run is sampled, twice the same", run: boots::profiled },
+    Step { name: "crash", what: "deliberate bugchecks and their reports", run: boots::crashes },
     Step { name: "codegen", what: "operations that must be a few given instructions", run: generated_code },
     Step {
         name: "lines",
         what: "pairs on different processors share no written cache line",
-        run: shared_lines,
+        run: boots::shared_lines,
     },
     Step {
         name: "bench",
         what: "instructions per operation, against bounds and baseline",
-        run: count_instructions,
+        run: boots::count_instructions,
     },
     Step {
         name: "mutants",
@@ -415,212 +428,8 @@ pub(crate) fn nightly(program: &str) -> Command {
     command
 }
 
-fn boot(cpus: u32) -> Result<Done> {
-    judged(&GuestArgs { cpus, append: vec![STRESS.into()], ..GuestArgs::default() })
-}
-
-/// Not all tests: those where all processors answer all others take minutes on two of the host's.
-fn sixteen() -> Result<Done> {
-    for group in ["threads::", "waits::"] {
-        match judged(&GuestArgs { cpus: 16, append: vec![format!("only={group}")], ..GuestArgs::default() })?
-        {
-            Done::Passed => {}
-            other => return Ok(other),
-        }
-    }
-    Ok(Done::Passed)
-}
-
-/// Of all self-tests, one part in so many is tried, another one with each commit, and of a test's many allocations others: `make inject`
-/// tries all tests.
-const PARTS: u64 = 12;
-
-fn inject() -> Result<Done> {
-    let turn = mutants::turn()?;
-    let (part, turn) = (format!("part={}", turn % PARTS), format!("turn={}", turn / PARTS));
-    let parts = format!("parts={PARTS}");
-    for (cpus, words) in
-        [(2, vec!["inject", "only=paths::", &turn]), (4, vec!["inject", &parts, &part, &turn])]
-    {
-        let append = words.into_iter().map(str::to_owned).collect();
-        let args = GuestArgs { cpus, append, ..GuestArgs::default() };
-        match within(&args, 3 * BOOT_TIMEOUT)? {
-            Done::Passed => {}
-            other => return Ok(other),
-        }
-    }
-    zero(refusals::check(false)?)
-}
-
-/// Whoever relies on a page of paged pool that was there a moment ago is found, or never ends.
-fn trim() -> Result<Done> {
-    let words = ["trim", "only=memory_mdl::,memory_paged::,process_locked::"].map(str::to_owned);
-    judged(&GuestArgs { cpus: 2, append: words.into(), ..GuestArgs::default() })
-}
-
-/// Special pool for every block, with the guard behind it and in front.
-fn special() -> Result<Done> {
-    for words in [&["special=all"][..], &["special=all", "special_before"]] {
-        let tests = "only=memory_pool::,memory_mdl::,ob::,ob_handles::,waits::,io::";
-        let append = words.iter().copied().chain([tests]).map(str::to_owned).collect();
-        match judged(&GuestArgs { cpus: 2, append, ..GuestArgs::default() })? {
-            Done::Passed => {}
-            other => return Ok(other),
-        }
-    }
-    Ok(Done::Passed)
-}
-
-fn large() -> Result<Done> {
-    if let Err(why) = Qemu::find()?.accel(Some(Accel::Icount)) {
-        return Ok(Done::Skipped(format!("{why:#}")));
-    }
-    Ok(if large::check()?.is_some() { Done::Passed } else { Done::Interrupted })
-}
-
-/// Sockets of nine processors have sixteen APIC ids each, so the tenth processor's is in another cluster.
-fn clusters() -> Result<Done> {
-    judged(&GuestArgs {
-        cpus: 10,
-        topology: Some("sockets=2,cores=9,threads=1,maxcpus=18".into()),
-        append: vec!["only=processors::".into()],
-        ..GuestArgs::default()
-    })
-}
-
-fn idle() -> Result<Done> {
-    let words = ["only=clock::idle", "idle_ms=5000"].map(str::to_owned);
-    judged(&GuestArgs { cpus: 8, append: words.into(), ..GuestArgs::default() })
-}
-
-/// A short mixed phase behind the tests of each boot.
-const STRESS: &str = "stress_ms=1500";
-
-/// One boot of the self-tests, which must pass.
-fn judged(args: &GuestArgs) -> Result<Done> {
-    within(args, BOOT_TIMEOUT)
-}
-
-fn within(args: &GuestArgs, timeout: Duration) -> Result<Done> {
-    let target = Target::prepare(args, ImageChoice::Selftest)?;
-    let (run, verdict) = target.run(timeout, true)?;
-    report::print(&run, &verdict, &target.symbols);
-    if verdict == Verdict::Interrupted {
-        return Ok(Done::Interrupted);
-    }
-    if verdict != Verdict::Passed {
-        bail!("{}; again: {}", report::describe(&verdict).unwrap_or_default(), target.again());
-    }
-    Ok(Done::Passed)
-}
-
-fn replay() -> Result<Done> {
-    if let Err(why) = Qemu::find()?.accel(Some(Accel::Icount)) {
-        return Ok(Done::Skipped(format!("{why:#}")));
-    }
-    // Not all tests: some spend seconds of the guest's time by what they test, each of which takes ten seconds of the host's here.
-    for group in ["interrupts::", "dpc::", "timers::", "waits::", "trace::", "memory_"] {
-        let append = vec![format!("only={group}")];
-        let args = GuestArgs { cpus: 1, accel: Some(Accel::Icount), append, ..GuestArgs::default() };
-        let mut target = Target::prepare(&args, ImageChoice::Selftest)?;
-        match loops::boots(&mut target, 2, true, BOOT_TIMEOUT)? {
-            0 => {}
-            status => return zero(status),
-        }
-    }
-    Ok(Done::Passed)
-}
-
-fn under_bochs() -> Result<Done> {
-    if let Some(why) = bochs::missing(bochs::limine_dir().as_deref()) {
-        return Ok(Done::Skipped(why));
-    }
-    zero(bochs::run(&bochs::Args::default())?)
-}
-
-/// What the scheduler promises in numbers.
-fn fair() -> Result<Done> {
-    if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
-        return Ok(Done::Skipped(format!("{why:#}")));
-    }
-    for cpus in [1, 2, 4, 8, 16] {
-        let (accel, append) = (Some(Accel::IcountBlocks), vec!["only=fair::".to_owned()]);
-        match judged(&GuestArgs { cpus, accel, append, ..GuestArgs::default() })? {
-            Done::Passed => {}
-            other => return Ok(other),
-        }
-    }
-    Ok(Done::Passed)
-}
-
-fn traced() -> Result<Done> {
-    let args = GuestArgs { cpus: 2, ..GuestArgs::default() };
-    zero(trace::run(&args, Some("waits::"), None, BOOT_TIMEOUT)?)
-}
-
-fn explored() -> Result<Done> {
-    if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
-        return Ok(Done::Skipped(format!("{why:#}")));
-    }
-    zero(explore::explore(&explore::Plan::default(), 1, 8, Some(0), explore::OnFailure::Shorten)?)
-}
-
-fn in_gdb() -> Result<Done> {
-    match without_gdb()? {
-        Some(why) => Ok(Done::Skipped(why)),
-        None => zero(explore::check_gdb(1)?),
-    }
-}
-
-fn backwards() -> Result<Done> {
-    match without_gdb()? {
-        Some(why) => Ok(Done::Skipped(why)),
-        None if !recording::is_possible() => {
-            Ok(Done::Skipped("no qemu-img; `ci/setup.sh debug` installs it".into()))
-        }
-        None => zero(explore::check_reverse(1)?),
-    }
-}
-
-fn profiled() -> Result<Done> {
-    if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
-        return Ok(Done::Skipped(format!("{why:#}")));
-    }
-    if !recording::is_possible() {
-        return Ok(Done::Skipped("no qemu-img; `ci/setup.sh debug` installs it".into()));
-    }
-    zero(profile::check()?)
-}
-
-/// What it takes to replay in gdb, and is missing.
-fn without_gdb() -> Result<Option<String>> {
-    if let Err(why) = Qemu::find()?.accel(Some(Accel::IcountBlocks)) {
-        return Ok(Some(format!("{why:#}")));
-    }
-    Ok((!debug::has_gdb()).then(|| "no gdb; `ci/setup.sh debug` installs it".into()))
-}
-
-fn crashes() -> Result<Done> {
-    zero(crash::all(None)?)
-}
-
 fn generated_code() -> Result<Done> {
     zero(codegen::check()?)
-}
-
-/// What pairs of threads on different processors share.
-fn shared_lines() -> Result<Done> {
-    if let Err(why) = Qemu::find()?.accel(Some(Accel::Icount)) {
-        return Ok(Done::Skipped(format!("{why:#}")));
-    }
-    zero(lines::check()?)
-}
-
-fn count_instructions() -> Result<Done> {
-    if let Err(why) = Qemu::find()?.accel(Some(Accel::Icount)) {
-        return Ok(Done::Skipped(format!("{why:#}")));
-    }
-    zero(bench::run(bench::Mode::Check)?)
 }
 
 fn sample_mutants() -> Result<Done> {
