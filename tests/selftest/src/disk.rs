@@ -207,7 +207,7 @@ fn writes(at: &mut Irql<Passive>) -> Result {
     let driver = device::state_of::<VirtioDisk>(&disk).ok_or(Verdict::Fail("not its driver", 0, 0))?;
     let mut counts = [Counts::default(); 16];
     let queues = driver.counts(&mut counts, at);
-    equal(queues as u64, prcb::count().min(16).into(), "queues")?;
+    equal(queues as u64, prcb::count().min(8).into(), "queues")?;
     let unused = counts[..queues].iter().filter(|count| count.completed == 0).count();
     equal(unused as u64, 0, "queues that nobody used")
 }
@@ -437,11 +437,11 @@ static ENDS: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
 fn gone(at: &mut Irql<Passive>) -> Result {
     crate::runner::need_processors(2)?;
     ENDS.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+    let node = nodes(at)?[1].clone();
     everywhere::start(at, |at, number| {
         let result = until_it_is_gone(number, at);
         note(result, at);
     });
-    let node = nodes(at)?[1].clone();
     let worked = wait_for_work(at);
     // In any case, or the others go on for ever.
     let surprised = ok(pnp::surprise_remove(&node.physical, at), "a surprise");

@@ -162,6 +162,7 @@ impl Messages {
     }
 
     /// Has a message delivered to a processor of `affinity` from now on. Those on their way still arrive where they went.
+    /// One caller at a time for a message. Of MSI, what the device raises during the move is lost: it is off then.
     ///
     /// # Errors
     /// STATUS_INVALID_PARAMETER: no processor of the affinity can take it; all is as before.

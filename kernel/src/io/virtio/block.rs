@@ -43,8 +43,8 @@ const TAG: Tag = Tag::new(b"VBlk");
 /// The IRQL of its messages.
 const LEVEL: DeviceLevel = DeviceLevel::new(7).unwrap();
 
-/// Queues of a disk, at most: a level has so many vectors.
-const MOST_LANES: usize = 16;
+/// Queues of a disk, at most: a level has 16 vectors, which two disks share.
+const MOST_LANES: usize = 8;
 
 /// Version 1's device id of a disk; that of one that can be driven by older drivers, too.
 const IDS: [u16; 2] = [0x1042, 0x1001];
@@ -230,6 +230,8 @@ impl Disk {
             }
             Err(status) => {
                 drop(self.messages.disconnect(message, at));
+                // A late interrupt of who had the vector before may have queued it, though this device never sent one.
+                dpc::flush(at);
                 Err(status)
             }
         }
@@ -257,6 +259,8 @@ impl Disk {
     /// See I2, from the second step on. Nobody submits any more.
     fn end_owned(mut disk: Owned<Self>, at: &mut Irql<Passive>) {
         let is_quiet = disk.stop(NtStatus::DEVICE_DOES_NOT_EXIST, at);
+        // A DPC that looked before the stop may still be at the disk, or queue itself once more: behind this none does either.
+        dpc::flush(at);
         let mut kept = [const { None }; MOST_LANES];
         let Self { lanes, messages, .. } = &mut *disk;
         for (lane, place) in lanes.iter_mut().zip(&mut kept) {

@@ -31,6 +31,7 @@ use super::device::QueueMemory;
 use crate::io::MayDoIo;
 use crate::io::irp::Pended;
 use crate::io::pended_list::PendedList;
+use crate::ke::bugcheck::{StopCode, bugcheck};
 use crate::ke::dpc;
 use crate::ke::interrupt::Claim;
 use crate::mm::contiguous::{self, Place};
@@ -147,8 +148,10 @@ impl<D: Doorbell> Queue<D> {
         let memory = contiguous::allocate(BYTES, Place::ANYWHERE, at).map_err(refused)?;
         // SAFETY: just allocated.
         unsafe { memory.write_bytes(0, BYTES as usize) };
-        // Contiguous memory is mapped as long as it is somebody's.
-        let physical = contiguous::physical_address(memory).unwrap_or_default();
+        let Some(physical) = contiguous::physical_address(memory) else {
+            // Contiguous memory is mapped as long as it is somebody's.
+            bugcheck(StopCode::MemoryManagement, [0x414, memory.addr().get() as u64, 0, 0]);
+        };
         let queue = Self {
             dpc: KDpc::new(KDpc::ORDINARY, Self::run, ptr::null_mut()),
             state: SpinLock::new(State {
