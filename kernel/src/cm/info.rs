@@ -294,11 +294,13 @@ impl Key {
         buffer: &mut [u8],
         at: &mut Irql<L>,
     ) -> Result<Answer, NtStatus> {
-        let key = self.subkey_at(number, at, |_, key| key.clone())?;
-        match Self::query(&key, class, buffer, at) {
-            // Gone meanwhile: what has its number now?
-            Err(NtStatus::KEY_DELETED) => self.query_subkey(number, class, buffer, at),
-            answer => answer,
+        loop {
+            let key = self.subkey_at(number, at, |_, key| key.clone())?;
+            match Self::query(&key, class, buffer, at) {
+                // Gone meanwhile: what has its number now?
+                Err(NtStatus::KEY_DELETED) => {}
+                answer => return answer,
+            }
         }
     }
 

@@ -134,6 +134,8 @@ pub fn create(
     creation: &mut Creation,
     at: &mut Irql<Passive>,
 ) -> Result<ObRef<Key>, NtStatus> {
+    // Whatever it says of an earlier one: a root is nobody's to make, and is never asked.
+    creation.disposition = Disposition::Opened;
     open_with(names, path, creation, at)
 }
 

@@ -110,7 +110,8 @@ pub(super) unsafe fn send(
         Some(event) => event.reset(at),
         None => pending.file.event.reset(at),
     };
-    let device = pending._top.as_ptr();
+    // Until the driver has returned: the packet's end, in an APC of this very thread, may come within the call, and drops what is pending.
+    let device = pending._top.clone();
     // SAFETY: the packet is ours; the caller's. What it leads to is in `pending`, which stays until its end (Y1).
     unsafe {
         if let Err(status) = pending.transfer.attach(irp, at) {
@@ -122,7 +123,7 @@ pub(super) unsafe fn send(
         (*pending.as_ptr()).orphan = KWorkItem::new(orphaned, pending.as_ptr().cast());
         (*irp.as_ptr()).allocation_flags |= allocation::KEPT | allocation::ASYNCHRONOUS;
         (*irp.as_ptr()).auxiliary_buffer = pending.as_ptr().cast();
-        let status = call::call_driver(device, irp);
+        let status = call::call_driver(device.as_ptr(), irp);
         if status != NtStatus::PENDING {
             // It has ended unmarked, so nobody else has it.
             finish(Owned::from_raw(pending, allocate::TAG), !status.is_error(), at);

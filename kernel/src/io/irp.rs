@@ -350,10 +350,11 @@ impl<'c> Irp<'c> {
         unsafe { (*self.packet.as_ptr()).io_status.status }
     }
 
-    /// Ends it with the status that it has.
+    /// Ends it with the status and the information that it has.
     pub fn complete_as_it_is<L: MayDoIo>(self, at: &mut Irql<L>) -> Handled<'c> {
-        let status = self.status();
-        self.complete(status, 0, at)
+        // SAFETY: ours (I1).
+        let IoStatus { status, information, .. } = unsafe { (*self.packet.as_ptr()).io_status };
+        self.complete(status, information, at)
     }
 
     /// Of a start of plug and play's: what the device has.

@@ -17,6 +17,7 @@ use super::layout::{IoStatus, major};
 use super::objects::{KFileObject, file_flags};
 use super::transfer::Buffer;
 use crate::ke::apc::ProcessorMode;
+use crate::ke::wait;
 use crate::ob::services::Named;
 use crate::ob::{self, AccessMask, Body, Handle, ObRef};
 use crate::rtl::NtStatus;
@@ -246,6 +247,9 @@ pub fn set_position(handle: Handle, place: i64, at: &mut Irql<Passive>) -> Resul
     if place < 0 || file.flags() & file_flags::SYNCHRONOUS_IO == 0 {
         return Err(NtStatus::INVALID_PARAMETER);
     }
+    // F1 (file_io.rs): a read that is under way moves the place when it has ended.
+    let _ = wait::for_single(&file.lock, None, at);
     file.current_byte_offset.store(place, Relaxed);
+    file.lock.set(0, at);
     Ok(())
 }

@@ -17,7 +17,7 @@ use super::objects::KDeviceObject;
 use super::request::{Parts, send_for_file};
 use crate::ex::PushLock;
 use crate::ob::ObRef;
-use crate::rtl::NtStatus;
+use crate::rtl::{NtStatus, vec};
 
 static DEVICES: PushLock<Vec<ObRef<KDeviceObject>>> = PushLock::new(Vec::new());
 
@@ -31,12 +31,7 @@ pub fn register(device: &ObRef<KDeviceObject>, at: &mut Irql<Passive>) -> Result
     if devices.iter().any(|it| it.is(device)) {
         return Err(NtStatus::INVALID_PARAMETER);
     }
-    devices.try_reserve(1).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
-    devices.spare_capacity_mut()[0].write(device.clone());
-    let count = devices.len() + 1;
-    // SAFETY: there was room for one more, which was written just now.
-    unsafe { devices.set_len(count) };
-    Ok(())
+    vec::push(&mut devices, device.clone())
 }
 
 /// It isn't told any more; true: it would have been.

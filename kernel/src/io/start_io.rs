@@ -60,7 +60,11 @@ pub(super) unsafe fn start_packet<L: MayDoIo>(
         let queue = device.as_ref().queue();
         let old = cancel::acquire_lock();
         let waits = match key {
-            None => device_queue::insert(queue, entry_of(irp)),
+            None => {
+                // What comes by a key later stays behind it.
+                (*entry_of(irp).as_ptr()).sort_key = 0;
+                device_queue::insert(queue, entry_of(irp))
+            }
             Some(key) => device_queue::insert_by_key(queue, entry_of(irp), key),
         };
         if waits {

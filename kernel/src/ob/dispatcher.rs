@@ -3,8 +3,8 @@
 //! Owns:       their types, and what becomes of them at their end. Not: what they do (`ke`).
 //! IRQL:       made up to DISPATCH; the rest as the objects' own.
 //! Invariants: W1 a timer's end takes it out of its table: no expiry finds it, nor is under way when its memory goes.
-//!             W2 a mutant that a thread still holds outlives its object: that thread has it in its list. What is left so is freed by a later
-//!                mutant's end, when it was released or abandoned.
+//!             W2 a mutant that a thread still holds outlives its object: that thread has it in its list. What is left so is freed, when it
+//!                was released or abandoned, as a later mutant is made or ends.
 //! Not as NT:  a mutant that is held when its last reference goes stays its owner's, which NT makes it lose.
 //! Tests:      selftest `ob_dispatcher::*`; mutants `ended_timer_left_in_its_table`, `held_mutant_freed`.
 //! Sources:    WDK, `ZwCreateEvent`, "Introduction to Kernel Dispatcher Objects"; the rights' own descriptions.
@@ -183,6 +183,8 @@ impl MutantObject {
     /// # Errors
     /// STATUS_INSUFFICIENT_RESOURCES.
     pub fn new(at: &mut Irql<Passive>) -> Result<Self, NtStatus> {
+        // Here, too: where memory is short, no later one may come to its end.
+        free_left(at);
         let left = Left { mutant: Mutant::new(), next: AtomicPtr::new(ptr::null_mut()) };
         let left = Owned::try_new(MUTANT_TAG, left, at).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
         Ok(Self(Some(left)))

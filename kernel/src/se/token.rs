@@ -362,14 +362,12 @@ impl<'a> Subject<'a> {
     /// # Errors
     /// STATUS_BAD_IMPERSONATION_LEVEL: the thread may know who it is, and not act as it.
     pub fn effective(&self) -> Result<&'a Token, NtStatus> {
-        match self.client {
-            None => Ok(self.primary),
-            Some(client) => match client.kind() {
-                TokenKind::Impersonation(level) if level < ImpersonationLevel::Impersonation => {
-                    Err(NtStatus::BAD_IMPERSONATION_LEVEL)
-                }
-                _ => Ok(client),
-            },
+        let token = self.client.unwrap_or(self.primary);
+        match token.kind() {
+            TokenKind::Impersonation(level) if level < ImpersonationLevel::Impersonation => {
+                Err(NtStatus::BAD_IMPERSONATION_LEVEL)
+            }
+            _ => Ok(token),
         }
     }
 

@@ -23,14 +23,9 @@ const FEW: u64 = 6;
 /// Microseconds of a test above which it takes long.
 const LONG: u64 = 300_000;
 
-/// Groups that don't give everything back yet, wherever they are refused: not tried (docs/verification.md, "Not checked").
-const NOT_YET: &[&str] =
-    &["ob_dispatcher::", "io_buffers::", "io_files::", "io_async::", "io_start::", "io_work::"];
-
 pub(crate) fn run<'a>(tests: impl Iterator<Item = &'a Test>, at: &mut Irql<Passive>) -> Outcome {
     let (mut passed, mut failed, mut skipped, mut refused) = (0, 0, 0, 0);
     let (part, parts) = part();
-    let tests = tests.filter(|(name, _)| NOT_YET.iter().all(|group| !name.starts_with(group)));
     for (_, (name, test)) in (0_u64..).zip(tests).filter(|(number, _)| number % parts == part) {
         kernel::info!("run  {name}");
         match every_failure(name, *test, at) {

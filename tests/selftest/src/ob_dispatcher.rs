@@ -37,23 +37,30 @@ fn events(at: &mut Irql<Passive>) -> Result {
     let result = (|| {
         check(matches!(made, Made::New(_)), "a new one", 0, 0)?;
         let again = ok(services::create_event(kind, true, &named, ALL_ACCESS, at), "the same")?;
-        check(matches!(again, Made::Opened(_)), "the one that is there", 0, 0)?;
-        waited(again.handle(), NtStatus::TIMEOUT, "as it was, not as the second one would be", at)?;
-        let other = Named { open_if: false, ..named };
-        let refused = services::create_event(kind, true, &other, ALL_ACCESS, at);
-        check(refused == Err(NtStatus::OBJECT_NAME_COLLISION), "a second one of the name", 0, 0)?;
-        check(!ok(services::set_event(made.handle(), at), "a set")?, "it wasn't signalled", 0, 0)?;
-        waited(again.handle(), NtStatus::SUCCESS, "signalled by the other handle", at)?;
-        check(ok(services::reset_event(again.handle(), at), "a reset")?, "it was signalled", 0, 0)?;
+        let shared = (|| {
+            check(matches!(again, Made::Opened(_)), "the one that is there", 0, 0)?;
+            waited(again.handle(), NtStatus::TIMEOUT, "as it was, not as the second one would be", at)?;
+            let other = Named { open_if: false, ..named };
+            let refused = services::create_event(kind, true, &other, ALL_ACCESS, at);
+            check(refused == Err(NtStatus::OBJECT_NAME_COLLISION), "a second one of the name", 0, 0)?;
+            check(!ok(services::set_event(made.handle(), at), "a set")?, "it wasn't signalled", 0, 0)?;
+            waited(again.handle(), NtStatus::SUCCESS, "signalled by the other handle", at)?;
+            check(ok(services::reset_event(again.handle(), at), "a reset")?, "it was signalled", 0, 0)
+        })();
         let third = services::duplicate(again.handle(), None, Attributes::default(), at);
         ok(services::close(again.handle(), at), "a close")?;
         let gone = services::wait_for(again.handle(), NOW, at);
-        check(gone == Err(NtStatus::INVALID_HANDLE), "a closed handle", 0, 0)?;
         let third = ok(third, "one more handle")?;
-        let opened = services::open_handle::<SemaphoreObject>(NAME, Attributes::default(), AccessMask(1), at);
-        check(opened == Err(NtStatus::OBJECT_TYPE_MISMATCH), "an event is no semaphore", 0, 0)?;
-        waited(third, NtStatus::TIMEOUT, "reset", at)?;
-        ok(services::close(third, at), "a close")
+        let last = (|| {
+            shared?;
+            check(gone == Err(NtStatus::INVALID_HANDLE), "a closed handle", 0, 0)?;
+            let opened =
+                services::open_handle::<SemaphoreObject>(NAME, Attributes::default(), AccessMask(1), at);
+            check(opened == Err(NtStatus::OBJECT_TYPE_MISMATCH), "an event is no semaphore", 0, 0)?;
+            waited(third, NtStatus::TIMEOUT, "reset", at)
+        })();
+        ok(services::close(third, at), "a close")?;
+        last
     })();
     ok(services::close(made.handle(), at), "the last close")?;
     result?;
