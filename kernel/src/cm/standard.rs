@@ -56,7 +56,8 @@ fn secure(root: &Key, at: &mut Irql<Passive>) -> Result<(), NtStatus> {
         dacl: Some(&dacl),
         ..Descriptor::default()
     };
-    root.security.set(Parts::OWNER.with(Parts::GROUP).with(Parts::DACL), descriptor, at)
+    let parts = Parts::OWNER.with(Parts::GROUP).with(Parts::DACL);
+    root.security.set(parts, descriptor, Key::object_type().any().mapping(), at)
 }
 
 /// The root `\Registry` and the keys that are always there, in `names`.

@@ -34,7 +34,7 @@ const BY_OWNER: AccessMask = AccessMask::READ_CONTROL.with(AccessMask::WRITE_DAC
 pub struct Grant {
     /// The rights, those that the caller had before included.
     pub access: AccessMask,
-    /// Privileges without which it would be less.
+    /// Privileges that were used.
     pub privileges: Privileges,
 }
 

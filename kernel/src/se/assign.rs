@@ -88,6 +88,19 @@ pub fn assign(
     DescriptorBuffer::of(&Descriptor { control, owner: Some(owner), group: Some(group), sacl, dacl })
 }
 
+/// What `acl`, set on an object that is there, says there: its generic rights are what `mapping` says.
+pub(super) fn mapped(acl: &Acl, mapping: &GenericMapping) -> Result<AclBuffer, NtStatus> {
+    let mut list = AclBuffer::new()?;
+    acl.aces().try_for_each(|ace| match ace.sid() {
+        Some(sid) if !ace.flags().contains(AceFlags::INHERIT_ONLY) => {
+            list.push_changed(ace, ace.flags(), ace.mask().mapped(mapping), sid)
+        }
+        _ => list.push_with(ace, ace.flags()),
+    })?;
+    list.raise_revision(acl);
+    Ok(list)
+}
+
 impl New<'_> {
     /// What `acl`, given for the object itself, says there.
     fn applied(&self, acl: &Acl) -> Result<AclBuffer, NtStatus> {

@@ -8,7 +8,8 @@ use sync::event::MayWait;
 use sync::irql::Irql;
 
 use super::access::access_check;
-use super::assign::assign;
+use super::acl::Acl;
+use super::assign::{assign, mapped};
 use super::descriptor::{Descriptor, DescriptorBuffer, Parts};
 use super::token::Subject;
 use crate::ke::apc::ProcessorMode;
@@ -33,7 +34,8 @@ impl Security {
         f(guard.as_ref().map(DescriptorBuffer::view).as_ref())
     }
 
-    /// Those `parts` of `new` in place of its own. Whether the caller may is the handle's to say.
+    /// Those `parts` of `new` in place of its own, generic rights as `mapping` says. Whether the caller may is the handle's to say. Not as NT:
+    /// any owner is taken, not the caller's token's alone.
     ///
     /// # Errors
     /// STATUS_INSUFFICIENT_RESOURCES; nothing is changed then.
@@ -42,8 +44,12 @@ impl Security {
         &self,
         parts: Parts,
         new: Descriptor<'_>,
+        mapping: &GenericMapping,
         at: &mut Irql<L>,
     ) -> Result<(), NtStatus> {
+        let list = |acl: Option<&Acl>| acl.map(|acl| mapped(acl, mapping)).transpose();
+        let (dacl, sacl) = (list(new.dacl)?, list(new.sacl)?);
+        let new = Descriptor { dacl: dacl.as_deref(), sacl: sacl.as_deref(), ..new };
         let old = {
             let mut guard = self.descriptor.exclusive(at);
             let before = guard.as_ref().map(DescriptorBuffer::view).unwrap_or_default();

@@ -4,7 +4,9 @@
 use kernel::cm::key::{KEY_ALL_ACCESS, KEY_CREATE_SUB_KEY, KEY_READ, KEY_SET_VALUE, KEY_WRITE};
 use kernel::cm::{self, Creation, Disposition, Key, path as paths, zw};
 use kernel::ke::apc::ProcessorMode;
-use kernel::ob::{self, AccessMask, Attributes, Directory, HandleTable, Namespace, ObRef, Path, hosted};
+use kernel::ob::{
+    self, AccessMask, Attributes, Body, Directory, HandleTable, Namespace, ObRef, Path, hosted,
+};
 use kernel::rtl::NtStatus;
 use kernel::se::acl::{AceFlags, AceKind};
 use kernel::se::descriptor::{Control, Parts};
@@ -138,7 +140,8 @@ fn who_makes_a_key_may_and_owns_it() {
         dacl.push(AceKind::Allow, AceFlags::NONE, KEY_CREATE_SUB_KEY, &USER).expect("memory");
         let listed =
             Descriptor { control: Control::DACL_PRESENT, dacl: Some(&dacl), ..Descriptor::default() };
-        security.set(Parts::DACL, listed, at).expect("memory");
+        let mapping = Key::object_type().any().mapping();
+        security.set(Parts::DACL, listed, mapping, at).expect("memory");
         let owner = security.with(at, |it| it.and_then(|it| it.owner.map(SidBuffer::of)));
         assert_eq!(owner, Some(known::ADMINISTRATORS), "the other parts stay");
         let place = place.downcast::<Key>().expect("a key");
@@ -154,6 +157,12 @@ fn who_makes_a_key_may_and_owns_it() {
             (true, Disposition::Created),
             "all of what it has made"
         );
+        // The same request for a root, which nobody makes: what it says of the key before must not let it by the check.
+        let root = Path::new(wide!("\\Registry"));
+        let mut again = Creation { disposition: Disposition::Created, ..new(Some(&world.user)) };
+        let refused =
+            zw::create(&world.table, &world.names, root, &mut again, KEY_ALL_ACCESS, attributes, at);
+        assert_eq!((refused.err(), again.disposition), (Some(NtStatus::ACCESS_DENIED), Disposition::Opened));
         let mine = place.subkey(wide!("Mine"), at).expect("made");
         let owner = mine
             .clone()
@@ -164,11 +173,19 @@ fn who_makes_a_key_may_and_owns_it() {
         assert_eq!(owner, Some(USER));
         // Its token has no list, so the new key has none, and is open to all.
         assert_eq!(world.open(&mine, KEY_ALL_ACCESS, user, at), Ok(KEY_ALL_ACCESS));
+        // A generic right is that of keys.
+        let mut dacl = AclBuffer::new().expect("memory");
+        dacl.push(AceKind::Allow, AceFlags::NONE, AccessMask::GENERIC_READ, &USER).expect("memory");
+        let listed =
+            Descriptor { control: Control::DACL_PRESENT, dacl: Some(&dacl), ..Descriptor::default() };
+        mine.clone().upcast().security().expect("one").set(Parts::DACL, listed, mapping, at).expect("memory");
+        assert_eq!(world.open(&mine, KEY_READ, user, at), Ok(KEY_READ));
+        assert_eq!(world.open(&mine, KEY_SET_VALUE, user, at), Err(NtStatus::ACCESS_DENIED));
         // With an empty list there is what an owner may.
         let empty = AclBuffer::new().expect("memory");
         let listed =
             Descriptor { control: Control::DACL_PRESENT, dacl: Some(&empty), ..Descriptor::default() };
-        mine.clone().upcast().security().expect("one").set(Parts::DACL, listed, at).expect("memory");
+        mine.clone().upcast().security().expect("one").set(Parts::DACL, listed, mapping, at).expect("memory");
         assert_eq!(world.open(&mine, KEY_READ, user, at), Err(NtStatus::ACCESS_DENIED));
         let by_owner = AccessMask::READ_CONTROL.with(AccessMask::WRITE_DAC);
         assert_eq!(world.open(&mine, AccessMask::MAXIMUM_ALLOWED, user, at), Ok(by_owner));
