@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::paging::{PAGE, translate};
-use kernel::ke::prcb;
+use kernel::ke::prcb::{self, MAX_PROCESSORS};
 use kernel::mm::frames::Counts;
 use kernel::mm::paged::{self, PagedOwned, Usage};
 use kernel::mm::pool::Tag;
@@ -21,6 +21,7 @@ use crate::user_pages::{START, UserPages};
 pub(crate) const TESTS: &[Test] = &[
     ("memory_paged::pages_are_made_when_they_are_touched", touched),
     ("memory_paged::many_who_touch_a_page_make_one", one_page),
+    ("memory_paged::slabs_made_at_once_are_all_used", slabs),
     ("memory_paged::storm_from_all_processors", storm),
     ("memory_paged::exhaustion_and_recovery_to_the_baseline", exhaustion),
     ("memory_paged::trimmed_pages_come_back_as_they_were", trimmed),
@@ -142,6 +143,36 @@ fn one_page(at: &mut Irql<Passive>) -> Result {
     baseline.compare(at)
 }
 
+/// All find no block of a size, and each makes a slab: somebody has a block of each, so none stays behind them.
+fn slabs(at: &mut Irql<Passive>) -> Result {
+    const SIZE: usize = 1000;
+    need_processors(2)?;
+    let baseline = Baseline::take(at);
+    for _ in 0..60 {
+        READY.store(0, Ordering::Release);
+        everywhere::run(at, |at, number| {
+            READY.fetch_add(1, Ordering::AcqRel);
+            while READY.load(Ordering::Acquire) < prcb::count() {
+                arch::cpu::spin_hint();
+            }
+            let block = paged::allocate(TEST, SIZE, at).map_or(0, |block| block.cast::<u8>().addr().get());
+            HANDED[number as usize].store(block, Ordering::Release);
+        });
+        let wrong = paged::verify(at).err();
+        let mut had = 0;
+        for place in &HANDED[..prcb::count() as usize] {
+            let block = NonNull::new(core::ptr::with_exposed_provenance_mut(place.swap(0, Ordering::AcqRel)));
+            had += u32::from(block.is_some());
+            block.into_iter().for_each(|block| free(block, at));
+        }
+        check(wrong.is_none(), wrong.map_or("", |(what, _)| what), 0, 0)?;
+        equal(had.into(), prcb::count().into(), "processors that had memory")?;
+        // What is kept from reuse keeps its slab.
+        paged::drain(at);
+    }
+    baseline.compare(at)
+}
+
 /// The first thing found wrong on any processor; what it was about.
 static WRONG: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
@@ -152,7 +183,7 @@ fn wrong(what: u64, about: u64) {
 }
 
 /// Blocks that processors hand to each other.
-static HANDED: [AtomicUsize; 32] = [const { AtomicUsize::new(0) }; 32];
+static HANDED: [AtomicUsize; MAX_PROCESSORS] = [const { AtomicUsize::new(0) }; MAX_PROCESSORS];
 
 /// The first words of a block: its size, and then a word in each 512 bytes that is a function of its address.
 pub(crate) fn paint(block: NonNull<u8>, size: usize) {

@@ -16,6 +16,7 @@
 //!             I2 bit n of a slab's `owner` is set exactly if block n is free and not in the quarantine; a slab is on its class's list
 //!                exactly if some bit is set.
 //!             I3 a page that may be touched was promised (`Backing::promise`), so that a fault finds one.
+//!             I4 some block of a slab on a list is not free: one whose last block comes back goes.
 //! Misuse:     as in nonpaged pool (`block`), and in every build two frees at once of one block, by its bit.
 //! Not as NT:  one lock, no lists of each processor's own: paged pool is not for what is allocated often. A block of more than a page is
 //!             zero, as its pages are made when they are touched; the checked build does not fill it.
@@ -140,15 +141,21 @@ impl<const SITES: usize, B: Backing> PagedPool<SITES, B> {
         at: &mut Irql<Apc>,
     ) -> Result<NonNull<u8>, Exhausted> {
         let index = self.tags.index(tag);
+        let mut fresh = None;
         let (payload, number) = loop {
             let mut control = self.control.lock(at);
+            if let Some(page) = fresh {
+                // Its first block is ours: were it left to whoever comes first, all could stay free, and the slab for good (I4).
+                self.memory.entry(page).owner.store(full(class), Ordering::Relaxed);
+                control.partial[class.index()].push_front(self.memory, page);
+            }
             if let Some(payload) = control.take(class, self.memory, block::prefix(Self::CHECKED)) {
                 control.count(index, class.bytes(Self::CHECKED));
                 let number = if Self::CHECKED { control.sites.add(tag, site, size) } else { 0 };
                 break (payload, number);
             }
             drop(control);
-            self.add_slab(class, at)?;
+            fresh = Some(self.new_slab(class, at)?);
         };
         let block = Block::<SITES>::at(self.memory.pointer(payload));
         if Self::CHECKED {
@@ -162,8 +169,8 @@ impl<const SITES: usize, B: Backing> PagedPool<SITES, B> {
         Ok(block.payload())
     }
 
-    /// A page cut into free blocks. Its page is made here, by the first touch.
-    fn add_slab(&self, class: Class, at: &mut Irql<Apc>) -> Result<(), Exhausted> {
+    /// A page cut into blocks, on no list yet. Its page is made here, by the first touch.
+    fn new_slab(&self, class: Class, at: &mut Irql<Apc>) -> Result<PageNumber, Exhausted> {
         let page = self.take_addresses(1, Use::PoolSlab, at)?;
         let entry = self.memory.entry(page);
         entry.tag.store(class.index() as u32, Ordering::Relaxed);
@@ -172,10 +179,7 @@ impl<const SITES: usize, B: Backing> PagedPool<SITES, B> {
         for at in 0..class.in_a_page() {
             Block::<SITES>::at(self.memory.pointer(first + at * class.total())).format(class);
         }
-        let mut control = self.control.lock(at);
-        entry.owner.store(full(class), Ordering::Relaxed);
-        control.partial[class.index()].push_front(self.memory, page);
-        Ok(())
+        Ok(page)
     }
 
     /// `count` pages of addresses, promised.
@@ -398,9 +402,16 @@ impl<const SITES: usize, B: Backing> PagedPool<SITES, B> {
         self.chunks() * CHUNK - control.pages.counts().free
     }
 
-    /// Checks the addresses' bookkeeping: for tests.
+    /// Checks the addresses' bookkeeping and I4: for tests.
     pub fn verify(&self, at: &mut Irql<Apc>) -> Result<(), (&'static str, u32)> {
-        self.control.lock(at).pages.verify().map(drop)
+        let control = self.control.lock(at);
+        for (list, class) in control.partial.iter().zip((0..).map_while(Class::new)) {
+            let is_free = |page| self.memory.entry(page).owner.load(Ordering::Relaxed) == full(class);
+            if let Some(page) = list.iter(self.memory).find(|&page| is_free(page)) {
+                return Err(("a slab of which nobody has a block", page.number()));
+            }
+        }
+        control.pages.verify().map(drop)
     }
 
     /// Remembers what is in use: [`leaks`](Self::leaks) tells what came since. Checked build.
