@@ -6,6 +6,7 @@
 //! Locks:      the object's.
 //! Invariants: I1 the signal state is below 1 <=> the owner has it in its list of held mutants: `sync::ownership` says whose the list is.
 //!                Both change under the object's lock.
+//!             I2 a held mutant stays where it is: its owner's list leads to it. Who makes one answers for that.
 //! Tests:      tests/models/tests/mutant.rs; selftest `waits::mutant_*`.
 //! Sources:    WDK, `KeInitializeMutex`, `KeReleaseMutex`, "Mutex Objects".
 
@@ -62,14 +63,18 @@ sync::nt_layout! {
 
 // SAFETY: `abandoned` is accessed under the lock; the rest is atomics.
 unsafe impl Sync for Mutant {}
-// SAFETY: a mutant is moved only while nobody holds it.
+// SAFETY: a mutant is moved only while nobody holds it (I2).
 unsafe impl Send for Mutant {}
 
 impl Mutant {
     /// Free.
+    ///
+    /// # Safety
+    /// It is neither moved nor dropped while a thread holds it (I2): a wait for it borrows it no longer than the wait lasts. A static
+    /// never is.
     #[doc(alias = "KeInitializeMutex")]
     #[doc(alias = "KeInitializeMutant")]
-    pub const fn new() -> Self {
+    pub const unsafe fn new() -> Self {
         Self {
             header: Header::new(kind::MUTANT, 1),
             ownership: Ownership::new(),
@@ -83,12 +88,6 @@ impl Mutant {
     #[doc(alias = "KeReadStateMutex")]
     pub fn state(&self) -> i32 {
         self.header.signal_state()
-    }
-}
-
-impl Default for Mutant {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

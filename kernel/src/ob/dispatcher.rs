@@ -185,7 +185,9 @@ impl MutantObject {
     pub fn new(at: &mut Irql<Passive>) -> Result<Self, NtStatus> {
         // Here, too: where memory is short, no later one may come to its end.
         free_left(at);
-        let left = Left { mutant: Mutant::new(), next: AtomicPtr::new(ptr::null_mut()) };
+        // SAFETY: in the pool before anybody can wait for it; the drop below keeps it there while it is held.
+        let mutant = unsafe { Mutant::new() };
+        let left = Left { mutant, next: AtomicPtr::new(ptr::null_mut()) };
         let left = Owned::try_new(MUTANT_TAG, left, at).map_err(|_| NtStatus::INSUFFICIENT_RESOURCES)?;
         Ok(Self(Some(left)))
     }

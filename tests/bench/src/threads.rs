@@ -262,7 +262,8 @@ fn isr_to_thread(at: &mut Irql<Passive>) -> u32 {
     between(&ENTERED, &STOP)
 }
 
-static MUTANT: Mutant = Mutant::new();
+// SAFETY: a static.
+static MUTANT: Mutant = unsafe { Mutant::new() };
 static SEMAPHORE: Semaphore = Semaphore::new(1, 1);
 
 #[inline(never)]

@@ -101,7 +101,8 @@ impl Both {
             let event = |kind| Object::Event(forever(Event::new(kind, signalled)));
             add(event(EventKind::Notification), Kind::Notification, signalled.into());
             add(event(EventKind::Synchronization), Kind::Synchronization, signalled.into());
-            add(Object::Mutant(forever(Mutant::new())), Kind::Mutant, 1);
+            // SAFETY: it stays for good.
+            add(Object::Mutant(forever(unsafe { Mutant::new() })), Kind::Mutant, 1);
         }
         add(Object::Semaphore(forever(Semaphore::new(1, 3))), Kind::Semaphore(3), 1);
         let timer = |kind| Object::Timer(forever(Timer::new(kind)));

@@ -53,7 +53,8 @@ impl Scene {
         Box::leak(Box::new(Self {
             machine,
             events: [event(), event()],
-            mutants: [Mutant::new(), Mutant::new()],
+            // SAFETY: leaked, so they stay.
+            mutants: [const { unsafe { Mutant::new() } }; 2],
             semaphore: Semaphore::new(0, 2),
             queue: Queue::new(1),
             entry: QueueEntry::new(),

@@ -202,7 +202,8 @@ fn regions(at: &mut Irql<Passive>) -> Result {
 }
 
 fn mutants(at: &mut Irql<Passive>) -> Result {
-    static IT: Mutant = Mutant::new();
+    // SAFETY: a static.
+    static IT: Mutant = unsafe { Mutant::new() };
     let me = myself(at);
     ran();
     for _ in 0..2 {
@@ -550,7 +551,8 @@ fn rundown(at: &mut Irql<Passive>) -> Result {
     use core::ptr::{self, NonNull};
     use kernel::ke::apc::{KApc, NormalRoutine, ProcessorMode};
 
-    static HELD: Mutant = Mutant::new();
+    // SAFETY: a static.
+    static HELD: Mutant = unsafe { Mutant::new() };
     static RUN_DOWN: AtomicU32 = AtomicU32::new(0);
     unsafe extern "win64" fn never(
         _: *mut KApc,

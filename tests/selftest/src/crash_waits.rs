@@ -19,7 +19,8 @@ use sync::resource::Access;
 
 const MILLISECOND: u64 = 10_000;
 
-static MUTANTS: [Mutant; 2] = [const { Mutant::new() }; 2];
+// SAFETY: statics.
+static MUTANTS: [Mutant; 2] = [const { unsafe { Mutant::new() } }; 2];
 /// Threads that hold what they are to hold.
 static READY: AtomicU32 = AtomicU32::new(0);
 

@@ -360,7 +360,8 @@ fn terminate(it: &Thread, at: &mut Irql<Passive>) -> core::result::Result<(), Nt
 }
 
 fn terminates(at: &mut Irql<Passive>) -> Result {
-    static HELD: Mutant = Mutant::new();
+    // SAFETY: a static.
+    static HELD: Mutant = unsafe { Mutant::new() };
     fn stays(at: &mut Irql<Passive>, kind: usize) {
         match kind {
             0 => loop {
@@ -399,7 +400,8 @@ fn terminates(at: &mut Irql<Passive>) -> Result {
 }
 
 fn terminates_late(at: &mut Irql<Passive>) -> Result {
-    static HELD: Mutant = Mutant::new();
+    // SAFETY: a static.
+    static HELD: Mutant = unsafe { Mutant::new() };
     for kind in 0..2 {
         FOUND.store(0, Ordering::Relaxed);
         let it = spawn(

@@ -436,7 +436,8 @@ fn left_by_a_tick(at: &mut Irql<Passive>) -> core::result::Result<u64, Verdict> 
 fn halts_behind_an_end(at: &mut Irql<Passive>) -> Result {
     const IDLE: u64 = SECOND / 5;
     static END: Timer = Timer::new(TimerKind::Notification);
-    static HELD: Mutant = Mutant::new();
+    // SAFETY: a static.
+    static HELD: Mutant = unsafe { Mutant::new() };
     static TAKEN: Event = Event::new(EventKind::Synchronization, false);
     fn ends(at: &mut Irql<Passive>, _: usize) {
         let _ = wait::for_single(&HELD, None, at);

@@ -64,7 +64,8 @@ fn semaphore(at: &mut Irql<Passive>) -> Result {
 }
 
 /// What the test of mutants is about: as it was behind it, also where it ends early.
-static IT: Mutant = Mutant::new();
+// SAFETY: a static.
+static IT: Mutant = unsafe { Mutant::new() };
 
 fn mutant(at: &mut Irql<Passive>) -> Result {
     let result = owned_and_abandoned(at);
@@ -183,7 +184,8 @@ fn any(at: &mut Irql<Passive>) -> Result {
 fn all(at: &mut Irql<Passive>) -> Result {
     static A: Event = Event::new(EventKind::Synchronization, false);
     static B: Semaphore = Semaphore::new(0, 10);
-    static C: Mutant = Mutant::new();
+    // SAFETY: a static.
+    static C: Mutant = unsafe { Mutant::new() };
     let objects: [&dyn Waitable; 3] = [&A, &B, &C];
     A.set(0, at);
     let found = wait::for_all(&objects, None, Some(Due::In(2 * MILLISECOND)), at);
@@ -366,7 +368,8 @@ fn races(at: &mut Irql<Passive>) -> Result {
 fn dining(at: &mut Irql<Passive>) -> Result {
     const SEATS: usize = 5;
     const MEALS: u32 = 200;
-    static FORKS: [Mutant; SEATS] = [const { Mutant::new() }; SEATS];
+    // SAFETY: statics.
+    static FORKS: [Mutant; SEATS] = [const { unsafe { Mutant::new() } }; SEATS];
     static IN_USE: [AtomicU32; SEATS] = [const { AtomicU32::new(0) }; SEATS];
     static WRONG: AtomicU32 = AtomicU32::new(0);
     WRONG.store(0, Ordering::Relaxed);

@@ -62,7 +62,8 @@ static TOKENS: Semaphore = Semaphore::new(0, i32::MAX);
 static BALANCE: AtomicI64 = AtomicI64::new(0);
 
 /// Whoever owns the mutant alone changes these, one after the other.
-static MUTANT: Mutant = Mutant::new();
+// SAFETY: a static.
+static MUTANT: Mutant = unsafe { Mutant::new() };
 static OWNED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Two things that are taken together or not at all.
