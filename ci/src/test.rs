@@ -1,7 +1,6 @@
 //! Everything that must hold, cheapest first. A step that fails does not keep the later ones from being tried, so one
 //! run tells all that is wrong.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +13,9 @@ use crate::report::Verdict;
 use crate::{abi, codegen, models, mutants, process, size, skips, unsafe_count};
 
 mod boots;
+mod programs;
+
+pub(crate) use programs::passed_in;
 
 /// For one boot of the self-tests; under the instruction counter, for one of two.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -23,6 +25,7 @@ const IMAGE_CRATES: [&str; 14] =
     ["-p", "arch", "-p", "boot", "-p", "sync", "-p", "kernel", "-p", "selftest", "-p", "bench", "-p", "abi"];
 
 /// How a step that did not fail ended.
+#[derive(Debug)]
 enum Done {
     Passed,
     Skipped(String),
@@ -207,59 +210,6 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs test programs, and wants status 0 and at least one test to have passed: a run of no test proves nothing.
-fn succeed_with_tests(command: &mut Command) -> Result<Done> {
-    let mut child =
-        command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {command:?}"))?;
-    let (mut passed, mut failures) = (0, Failures::default());
-    for line in BufReader::new(child.stdout.take().context("the tests' output")?).lines() {
-        let line = line?;
-        println!("{line}");
-        passed += passed_in(&line);
-        failures.line(&line);
-    }
-    let status = child.wait()?;
-    ensure!(status.success(), "{} ends with {status}{failures}", shown(command));
-    ensure!(passed > 0, "{} ran no test", shown(command));
-    println!("{passed} tests passed");
-    Ok(Done::Passed)
-}
-
-/// The tests that passed, by the line that ends a test program's output.
-pub(crate) fn passed_in(line: &str) -> u64 {
-    let count = || line.strip_prefix("test result: ok. ")?.split(' ').next()?.parse().ok();
-    count().unwrap_or(0)
-}
-
-/// What test programs said of their tests that failed: a step's last words.
-#[derive(Default)]
-struct Failures {
-    lines: Vec<String>,
-    inside: bool,
-}
-
-impl Failures {
-    /// Of a test with a long message, its beginning.
-    const KEPT: usize = 24;
-
-    /// Takes in a line of a test program's output: what stands between `failures:` and the program's last line is kept.
-    fn line(&mut self, line: &str) {
-        match line {
-            "failures:" => self.inside = true,
-            _ if line.starts_with("test result: ") => self.inside = false,
-            "" => {}
-            _ if self.inside && self.lines.len() < Self::KEPT => self.lines.push(line.trim_end().to_owned()),
-            _ => {}
-        }
-    }
-}
-
-impl std::fmt::Display for Failures {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
-    }
-}
-
 /// Turns the exit status of another command of the harness into a step's result.
 fn zero(status: u8) -> Result<Done> {
     if status == Verdict::Interrupted.exit_status() {
@@ -315,11 +265,12 @@ fn documented(cargo: &mut Command) -> &mut Command {
 /// The workspace's tests are of the checked build, as one package that asks for it has it for all. The locks' run as shipped,
 /// too: the word of a spin lock is another there, and so is what an interrupt finds at each of its points.
 fn host_tests() -> Result<Done> {
-    succeed_with_tests(image::cargo().args(["test", "--workspace"]))?;
+    programs::all_at_once(&image::cargo, &["--workspace"])?;
+    programs::run(image::cargo().args(["test", "--workspace", "--doc"]))?;
     let locks = ["injection", "nested", "locks"].map(|name| ["--test", name]);
     let mut shipped = image::cargo();
     shipped.args(["test", "-p", "sync", "-p", "props", "--no-default-features", "--lib"]);
-    succeed_with_tests(shipped.args(locks.as_flattened()))
+    programs::run(shipped.args(locks.as_flattened()))
 }
 
 fn layouts() -> Result<Done> {
@@ -371,24 +322,28 @@ fn miri() -> Result<Done> {
             "{why:#}; `rustup toolchain install nightly -c miri,rust-src` makes it run"
         )));
     }
-    let run = |arguments: &[&str]| {
+    let miri = || {
         let mut cargo = nightly("cargo");
-        cargo.args(["miri", "test"]).args(arguments);
-        succeed_with_tests(cargo.env("CARGO_TARGET_DIR", target_folder().join("miri")))
+        cargo.arg("miri").env("CARGO_TARGET_DIR", target_folder().join("miri"));
+        cargo
     };
-    let units = ["-p", "sync", "-p", "arch", "--lib"];
-    run(&units)?;
-    run(&[&units[..], &["--features", "sync/verifier"]].concat())?;
-    // Memory's, objects' and what they rest on, shortened so that each takes some tens of seconds (docs/verification.md).
+    let units = |features: &[&str]| {
+        let mut cargo = miri();
+        cargo.args(["test", "-p", "sync", "-p", "arch", "--lib"]).args(features);
+        cargo
+    };
+    programs::at_once([units(&[]), units(&["--features", "sync/verifier"])])?;
+    // Memory's, objects' and what they rest on, shortened so that each takes some tens of seconds (docs/verification.md). Cargo knows how
+    // to run what it has built for Miri, so each is a command of its own; they are built once, before.
     let tests = [
-        "mm_mdl",
-        "mm_vad",
-        "mm_space",
+        "mm_process",
         "mm_pages",
         "mm_paging",
         "mm_pool",
         "mm_paged",
-        "mm_process",
+        "mm_mdl",
+        "mm_vad",
+        "mm_space",
         "ob_references",
         "ob_names",
         "rtl_bitmap",
@@ -398,8 +353,16 @@ fn miri() -> Result<Done> {
         "se_objects",
         "se_tokens",
     ];
-    let tests = tests.map(|name| ["--test", name]);
-    run(&[&["-p", "props"][..], tests.as_flattened()].concat())
+    succeed(
+        miri()
+            .args(["test", "-p", "props", "--no-run"])
+            .args(tests.map(|name| ["--test", name]).as_flattened()),
+    )?;
+    programs::at_once(tests.map(|name| {
+        let mut cargo = miri();
+        cargo.args(["test", "-p", "props", "--test", name]);
+        cargo
+    }))
 }
 
 /// Whether nightly has Miri, and the standard library can be built for it.
@@ -446,38 +409,6 @@ fn size_limit() -> Result<Done> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn passed_tests_are_counted_from_successful_programs_only() {
-        assert_eq!(passed_in("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured"), 12);
-        assert_eq!(passed_in("test result: FAILED. 12 passed; 1 failed; 0 ignored"), 0);
-        assert_eq!(passed_in("test something ... ok"), 0);
-    }
-
-    #[test]
-    fn what_failed_is_told_with_the_step() {
-        let mut failures = Failures::default();
-        let output = [
-            "running 2 tests",
-            "test a ... ok",
-            "test b ... FAILED",
-            "",
-            "failures:",
-            "",
-            "---- b stdout ----",
-            "thread 'b' panicked at c.rs:1:1:",
-            "2 instead of 1",
-            "",
-            "failures:",
-            "    b",
-            "",
-            "test result: FAILED. 1 passed; 1 failed; 0 ignored",
-            "running 1 test",
-        ];
-        output.iter().for_each(|line| failures.line(line));
-        let told = "\n  ---- b stdout ----\n  thread 'b' panicked at c.rs:1:1:\n  2 instead of 1\n      b";
-        assert_eq!(failures.to_string(), told);
-    }
 
     #[test]
     fn skipped_steps_are_in_the_last_line() {
