@@ -140,6 +140,7 @@ pub(super) const CRASHES: &[Crash] = &[
     crash("dpc_left_uninterruptible", 1, LEVEL, [Is(2), Is(2), In("clears_the_interrupt_flag"), Is(1)]),
     // Packets: the packet's address; of what the checked build finds, the rule, the routine, the packet, the status.
     crash("irp_completed_twice", 1, COMPLETED_TWICE, [Any, Is(0), Is(0), Is(0)]),
+    crash("irp_completed_above_dispatch", 1, NOT_LESS, [Is(13), Is(2), Is(0), Any]),
     crash("irp_no_location", 1, NO_LOCATION, [Any, Is(0), Is(0), Is(0)]),
     crash("irp_pending_unmarked", 1, IO_MANAGER, [Is(0x1001), In("says_pending"), Any, Is(0x103)]),
     crash("irp_marked_not_pending", 1, IO_MANAGER, [Is(0x1002), In("marks_and_succeeds"), Any, Is(0)]),

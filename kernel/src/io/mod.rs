@@ -59,9 +59,10 @@ pub mod virtio;
 pub mod work_item;
 
 use sync::event::MaySignal;
-use sync::irql::{Apc, Below, Dispatch, Fixed, Ipi, Irql, Passive, PoolAccess, SpaceLock};
+use sync::irql::{Below, Ipi, PoolAccess, SpaceLock};
 
 use crate::ke::bugcheck::StopCode;
+use crate::ke::current_level::{above_dispatch, at_current_level};
 use crate::rtl::NtStatus;
 use layout::KIrp;
 use objects::KDeviceObject;
@@ -93,11 +94,7 @@ pub unsafe extern "win64" fn complete_request(irp: *mut KIrp, increment: i8) {
     let increment = increment.max(0) as u8;
     // SAFETY: the caller's; the level is the one of the token that is lent.
     unsafe {
-        match arch::irql::current() {
-            Passive::CR8 => Irql::<Passive>::lend(|at| complete::complete(irp, increment, at)),
-            Apc::CR8 => Irql::<Apc>::lend(|at| complete::complete(irp, increment, at)),
-            _ => Irql::<Dispatch>::lend(|at| complete::complete(irp, increment, at)),
-        }
+        at_current_level!(at => complete::complete(irp, increment, at), above => above_dispatch(above, irp.addr().get() as u64))
     }
 }
 

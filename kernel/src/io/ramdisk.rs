@@ -11,13 +11,14 @@ use core::ptr::NonNull;
 
 use arch::paging::hhdm;
 use sync::SpinLock;
-use sync::irql::{Apc, Below, Dispatch, Fixed, Irql, ObjectLock, PageCacheAccess, Passive};
+use sync::irql::{Below, Irql, ObjectLock, PageCacheAccess};
 
 use super::MayDoIo;
 use super::disk::{self, Geometry, SECTOR};
 use super::driver::Driver;
 use super::irp::{Handled, Irp};
 use super::layout::major;
+use crate::ke::current_level::{above_dispatch, at_current_level};
 use crate::mm::contiguous::{self, Place};
 use crate::rtl::NtStatus;
 
@@ -112,12 +113,6 @@ impl Drop for RamDisk {
         let content = *self.content.get_mut();
         // SAFETY: 1. I1, and nobody uses it any more. 2. whoever drops it has no token in use that a free could want; the level is that
         //         of the token.
-        unsafe {
-            match arch::irql::current() {
-                Passive::CR8 => Irql::<Passive>::lend(|at| contiguous::free(content, at)),
-                Apc::CR8 => Irql::<Apc>::lend(|at| contiguous::free(content, at)),
-                _ => Irql::<Dispatch>::lend(|at| contiguous::free(content, at)),
-            }
-        }
+        unsafe { at_current_level!(at => contiguous::free(content, at), above => above_dispatch(above, 0)) }
     }
 }

@@ -12,12 +12,13 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
 use sync::event::MayWait;
-use sync::irql::{Apc, Dispatch, Fixed, Irql, Passive};
+use sync::irql::{Irql, Passive};
 
 use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, allocation, control, irp_flags, major};
 use super::objects::{KDeviceObject, KFileObject};
 use super::transfer::{MayTransfer, Transfer};
 use super::{MayDoIo, allocate, call, cancel, packet, stack};
+use crate::ke::current_level::{above_dispatch, at_current_level};
 use crate::ke::event::{Event, EventKind};
 use crate::ke::timer::Due;
 use crate::ke::wait;
@@ -215,11 +216,7 @@ unsafe extern "win64" fn has_come_back(
     unsafe {
         if (*irp).pending_returned {
             let event = &*event.cast::<Event>();
-            match arch::irql::current() {
-                Passive::CR8 => Irql::<Passive>::lend(|at| event.set(1, at)),
-                Apc::CR8 => Irql::<Apc>::lend(|at| event.set(1, at)),
-                _ => Irql::<Dispatch>::lend(|at| event.set(1, at)),
-            };
+            at_current_level!(at => event.set(1, at), above => above_dispatch(above, 0));
         }
     }
     NtStatus::MORE_PROCESSING_REQUIRED
@@ -356,12 +353,6 @@ impl Drop for Request {
             );
         }
         // SAFETY: ours (I1). Whoever drops it has no token in use that a free could want; the level is that of the token.
-        unsafe {
-            match arch::irql::current() {
-                Passive::CR8 => Irql::<Passive>::lend(|at| allocate::free(self.irp, at)),
-                Apc::CR8 => Irql::<Apc>::lend(|at| allocate::free(self.irp, at)),
-                _ => Irql::<Dispatch>::lend(|at| allocate::free(self.irp, at)),
-            }
-        }
+        unsafe { at_current_level!(at => allocate::free(self.irp, at), above => above_dispatch(above, 0)) }
     }
 }

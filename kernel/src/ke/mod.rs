@@ -13,6 +13,7 @@ pub mod backtrace;
 pub mod bugcheck;
 #[cfg(target_os = "none")]
 pub mod clock;
+pub(crate) mod current_level;
 #[cfg(target_os = "none")]
 pub mod dispatch;
 #[cfg(target_os = "none")]

@@ -2,13 +2,13 @@
 
 use core::ptr::NonNull;
 
-use arch::level::{APC, DISPATCH, PASSIVE};
-use sync::irql::{Apc, Below, Dispatch, Irql, Passive, PoolAccess};
+use arch::level::{DISPATCH, PASSIVE};
+use sync::irql::{Below, Irql, PoolAccess};
 use sync::pile::Pile;
 
 use super::delete;
 use crate::ex::work::{Queue, WorkItem};
-use crate::ke::bugcheck::{StopCode, bugcheck};
+use crate::ke::current_level::{above_dispatch, at_current_level};
 use crate::ke::dpc::Dpc;
 use crate::mm::Exhausted;
 use crate::mm::pool::{self, Tag};
@@ -56,21 +56,14 @@ static DPC: Dpc = Dpc::new(|_, at, _| {
 pub(super) fn check_level() {
     let level = arch::irql::current();
     if level > DISPATCH {
-        bugcheck(StopCode::IrqlNotLessOrEqual, [level.into(), DISPATCH.into(), 0, 0]);
+        above_dispatch(level, 0);
     }
 }
 
 /// Has [`delete::work`] called soon. At most at DISPATCH.
 pub(super) fn ask_for_work() {
     // False: it is queued already, and still has to look.
-    let _ = match arch::irql::current() {
-        // SAFETY: 1. the level was just read, and what interrupts this code restores it. 2. whoever drops a reference uses no token until
-        //         that returns. What it holds has a rank below the lock of a DPC queue, the only one that is taken before the
-        //         level is that of the token.
-        PASSIVE => unsafe { Irql::<Passive>::with(|at| DPC.queue([0, 0], at)) },
-        // SAFETY: as above.
-        APC => unsafe { Irql::<Apc>::with(|at| DPC.queue([0, 0], at)) },
-        // SAFETY: as above; `check_level` came first.
-        _ => unsafe { Irql::<Dispatch>::with(|at| DPC.queue([0, 0], at)) },
-    };
+    // SAFETY: whoever drops a reference uses no token until that returns. What it holds has a rank below the lock of a DPC queue, the only
+    //         one that is taken before the level is that of the token.
+    let _ = unsafe { at_current_level!(at => DPC.queue([0, 0], at), above => above_dispatch(above, 0)) };
 }

@@ -13,7 +13,7 @@ use kernel::io::request::{Function, send_and_wait};
 use kernel::io::{MayDoIo, call, complete, complete_request, packet};
 use kernel::ob::ObRef;
 use kernel::rtl::NtStatus;
-use sync::irql::{Irql, Passive};
+use sync::irql::{Clock, Irql, Passive};
 
 /// A packet with one location that is nobody's to free.
 struct Memory(UnsafeCell<[u64; 64]>);
@@ -40,6 +40,12 @@ pub(crate) fn run(name: &str, at: &mut Irql<Passive>) -> bool {
                 complete::complete(irp, 0, at);
                 complete::complete(irp, 0, at);
             }
+        }
+        "irp_completed_above_dispatch" => {
+            let irp = packet();
+            let _raised = at.raise::<Clock>();
+            // SAFETY: none: it may be called up to DISPATCH.
+            unsafe { complete_request(irp.as_ptr(), 0) };
         }
         "irp_no_location" => {
             let Some(device) = device_of(pends, at) else { return false };

@@ -24,7 +24,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use arch::paging::PAGE;
 use sync::SpinLock;
 use sync::deferred::Entry as KDpc;
-use sync::irql::{Apc, Device as DeviceLevel, Dispatch, Fixed, Irql, ObjectLock, Passive};
+use sync::irql::{Device as DeviceLevel, Dispatch, Irql, ObjectLock, Passive};
 use sync::virtqueue::{Buffer, DriverEnd, Rings};
 
 use super::device::QueueMemory;
@@ -32,6 +32,7 @@ use crate::io::MayDoIo;
 use crate::io::irp::Pended;
 use crate::io::pended_list::PendedList;
 use crate::ke::bugcheck::{StopCode, bugcheck};
+use crate::ke::current_level::{above_dispatch, at_current_level};
 use crate::ke::dpc;
 use crate::ke::interrupt::Claim;
 use crate::mm::contiguous::{self, Place};
@@ -398,11 +399,7 @@ impl<D> Drop for Queue<D> {
         // SAFETY: 1. I4, and nobody uses it any more: the device was reset, or never knew it. 2. whoever drops it has no token in use that
         //         a free could want; the level is that of the token.
         unsafe {
-            match arch::irql::current() {
-                Passive::CR8 => Irql::<Passive>::lend(|at| contiguous::free(self.memory, at)),
-                Apc::CR8 => Irql::<Apc>::lend(|at| contiguous::free(self.memory, at)),
-                _ => Irql::<Dispatch>::lend(|at| contiguous::free(self.memory, at)),
-            }
+            at_current_level!(at => contiguous::free(self.memory, at), above => above_dispatch(above, 0))
         }
     }
 }

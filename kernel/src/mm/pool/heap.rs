@@ -10,9 +10,6 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
-use arch::level::{APC, DISPATCH, PASSIVE};
-use sync::irql::{Apc, Dispatch, Irql, Passive};
-
 use super::{Tag, allocate, free};
 use crate::ke::bugcheck::{StopCode, bugcheck};
 use crate::mm::Exhausted;
@@ -26,21 +23,17 @@ struct Heap;
 static HEAP: Heap = Heap;
 
 /// Runs `$call`, which may be unsafe, with a token for the level that this processor is at; the caller has none to pass in.
-macro_rules! at_current_level {
+macro_rules! at_pool_level {
     ($at:ident => $call:expr, $kind:literal, $what:expr) => {
-        match arch::irql::current() {
-            // SAFETY: 1. the level was just read, and what interrupts this code restores it. 2. the caller of an allocator uses no
-            //         token until it returns; and a rank that it may hold is below the pool's (I1).
-            PASSIVE => unsafe { Irql::<Passive>::with(|$at| $call) },
-            // SAFETY: as above.
-            APC => unsafe { Irql::<Apc>::with(|$at| $call) },
-            // SAFETY: as above.
-            DISPATCH => unsafe { Irql::<Dispatch>::with(|$at| $call) },
-            above => bugcheck(StopCode::BadPoolCaller, [$kind, above.into(), 0, $what as u64]),
+        // SAFETY: the caller of an allocator uses no token until it returns; and a rank that it may hold is below the pool's (I1).
+        unsafe {
+            crate::ke::current_level::at_current_level!($at => $call, above => {
+                bugcheck(StopCode::BadPoolCaller, [$kind, above.into(), 0, $what as u64])
+            })
         }
     };
 }
-pub(super) use at_current_level;
+pub(super) use at_pool_level;
 
 /// Alignment comes with the size: the pool aligns to 16 bytes, and to a page from a page on.
 fn size_for(layout: Layout) -> Result<usize, Exhausted> {
@@ -56,7 +49,7 @@ fn size_for(layout: Layout) -> Result<usize, Exhausted> {
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Ok(size) = size_for(layout) else { return core::ptr::null_mut() };
-        let block = at_current_level!(at => allocate(RUST, size, at), 8, size);
+        let block = at_pool_level!(at => allocate(RUST, size, at), 8, size);
         block.map_or(core::ptr::null_mut(), |block| block.cast().as_ptr())
     }
 
@@ -64,6 +57,6 @@ unsafe impl GlobalAlloc for Heap {
         // SAFETY: the caller passes what `alloc` gave, which is not null.
         let block = unsafe { NonNull::new_unchecked(block) };
         // SAFETY: as above: a block of the pool, given up.
-        at_current_level!(at => free(block, RUST, at), 9, block.as_ptr());
+        at_pool_level!(at => free(block, RUST, at), 9, block.as_ptr());
     }
 }

@@ -18,10 +18,10 @@
 
 use core::ptr::{NonNull, null_mut};
 
-use arch::level::{APC, DISPATCH, PASSIVE};
-use sync::irql::{Apc, Below, Dispatch, Ipi, Irql, PageCacheAccess, Passive, PoolAccess, SpaceLock};
+use arch::level::{APC, PASSIVE};
+use sync::irql::{Apc, Below, Ipi, Irql, PageCacheAccess, Passive, PoolAccess, SpaceLock};
 
-use super::heap::at_current_level;
+use super::heap::at_pool_level;
 use super::{Tag, special};
 use crate::ke::bugcheck::{StopCode, bugcheck};
 use crate::mm::layout::{self, PAGED_POOL};
@@ -85,10 +85,10 @@ impl Kind {
             Self::Paged => at_apc_or_below(8, size as u64, |at| {
                 if zero { paged::allocate_zeroed(tag, size, at) } else { paged::allocate(tag, size, at) }
             })?,
-            Self::NonPaged => at_current_level!(at => {
+            Self::NonPaged => at_pool_level!(at => {
                 if zero { super::allocate_zeroed(tag, size, at) } else { super::allocate(tag, size, at) }
             }, 8, size)?,
-            Self::Executable => at_current_level!(at => executable::allocate(tag, size, at), 8, size)?,
+            Self::Executable => at_pool_level!(at => executable::allocate(tag, size, at), 8, size)?,
         };
         Ok(block.cast())
     }
@@ -165,9 +165,9 @@ pub unsafe fn free_with_tag(start: NonNull<u8>, tag: u32) {
             unsafe { paged::free(start, tag, at) };
         }),
         // SAFETY (of the unsafe block that the macro makes): the caller's.
-        Some(layout::SYSTEM_PTES) => at_current_level!(at => free_mapped(start, tag, at), 9, address),
+        Some(layout::SYSTEM_PTES) => at_pool_level!(at => free_mapped(start, tag, at), 9, address),
         // SAFETY: as above.
-        _ => at_current_level!(at => super::free(start, tag, at), 9, address),
+        _ => at_pool_level!(at => super::free(start, tag, at), 9, address),
     }
 }
 

@@ -3,14 +3,13 @@
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
-use sync::irql::{Apc, Below, Dispatch, Irql, Passive, PoolAccess};
+use sync::irql::{Below, Irql, PoolAccess};
 
-use super::heap::at_current_level;
+use super::heap::at_pool_level;
 use super::{Tag, allocate, allocate_zeroed, free};
 use crate::ke::bugcheck::{StopCode, bugcheck};
 use crate::mm::Exhausted;
 use crate::mm::pfn::PAGE_SIZE;
-use arch::level::{APC, DISPATCH, PASSIVE};
 
 /// A `T` in nonpaged pool. It is dropped at or below DISPATCH (else BAD_POOL_CALLER, as for the allocator), holding no lock from
 /// `PoolAccess` on.
@@ -103,6 +102,6 @@ impl<T> Drop for Owned<T> {
         unsafe { self.value.drop_in_place() };
         let (block, tag) = (self.value.cast::<u8>(), self.tag);
         // SAFETY: the block that `try_new` was given, with its tag.
-        at_current_level!(at => free(block, tag, at), 9, block.as_ptr());
+        at_pool_level!(at => free(block, tag, at), 9, block.as_ptr());
     }
 }
