@@ -167,6 +167,16 @@ fn stacks(at: &mut Irql<Passive>) -> Result {
     let alone = ok(device::create_device(&filters.0, Filter, at), "a filter of nothing")?;
     let sent = ok(send_and_wait(&alone, Function::Flush, at), "a packet")?.status;
     is(sent, NtStatus::INVALID_DEVICE_REQUEST, "sent on to nobody")?;
+    // What it was attached to stays as long as it: it may have something under way there.
+    let base = ok(device::create_device(&lower.driver(), Null, at), "one more below")?;
+    let before = base.references();
+    let over = ok(stack::create_attached(&filters.0, &base, |_| Filter, at), "a filter of it")?;
+    equal(base.references().into(), u64::from(before) + 1, "references to what is below: its filter's")?;
+    device::delete_device(&base, at);
+    drop(base);
+    let sent = ok(send_and_wait(&over, Function::Flush, at), "a packet")?.status;
+    is(sent, NtStatus::SUCCESS, "sent on to what was deleted")?;
+    drop(over);
     // A driver that is used by what is above it waits for that.
     is_unload(driver::unload(&lower.driver(), at), Unload::Deferred, "with a filter on it")?;
     check(device::first_of(&lower.driver(), at).is_some(), "its device is there", 0, 0)?;
