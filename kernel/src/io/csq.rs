@@ -21,8 +21,7 @@ use sync::raw::{self, KSpinLock};
 use super::irp::{Handled, Irp, Pended};
 use super::layout::{CancelCode, CancelRoutine, IoStatus, KIrp};
 use super::objects::KDeviceObject;
-use super::{MayDoIo, complete_request};
-use crate::ke::bugcheck::StopCode;
+use super::{MayDoIo, complete_request, violation};
 use crate::mm::pool::{Owned, Tag};
 use crate::rtl::{KListEntry, NtStatus};
 
@@ -97,9 +96,7 @@ impl Drop for List {
         let first = unsafe { KListEntry::first(self.head()) };
         Queue::release(self, held);
         if let Some(links) = first {
-            // As a packet that was dropped.
-            let packet = links.addr().get() - offset_of!(KIrp, list_entry);
-            super::bugcheck(StopCode::DriverVerifierIomanagerViolation, [0x1005, 0, packet as u64, 0]);
+            violation::dropped(links.addr().get() - offset_of!(KIrp, list_entry));
         }
     }
 }

@@ -32,6 +32,7 @@ use super::device::{self, STACKS};
 use super::irp::{Handled, Irp, Started};
 use super::layout::{self, KIrp, major};
 use super::objects::{IO_TYPE_DRIVER, KDeviceObject, KDriverExtension, KDriverObject, driver_flags};
+use super::violation::{Violation, violation};
 use crate::mm::pool::Tag;
 use crate::ob::{Body, ObRef, ObjectType, create_with_extra};
 use crate::rtl::{NtStatus, UnicodeString};
@@ -183,6 +184,11 @@ unsafe extern "win64" fn unload_routine<D: Driver>(driver: *mut KDriverObject) {
             D::unload(at);
             while let Some(device) = device::first_of(&driver, at) {
                 device::delete_device(&device, at);
+                // U1. It would stay in the list, and this go on for ever.
+                if device.files() != 0 {
+                    let (driver, device_) = (driver.as_ptr().addr().get(), device.as_ptr().addr().get());
+                    violation(Violation::UnloadedInUse, driver, device_, device.files().unsigned_abs());
+                }
             }
         });
     }

@@ -22,8 +22,8 @@ use super::dma::Runs;
 use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, irp_flags, major};
 use super::objects::{KDeviceObject, KFileObject};
 use super::transfer::Method;
+use super::violation::{Violation, dropped, violation};
 use super::{MayDoIo, call, complete, packet, start_io};
-use crate::ke::bugcheck::StopCode;
 use crate::mm::mdl::{Mdl, flags as mdl_flags};
 use crate::mm::mdl_pages;
 use crate::mm::tables::{Access, Caching};
@@ -149,7 +149,8 @@ macro_rules! questions {
         #[inline(always)]
         fn end<L: MayDoIo>(self, end: (NtStatus, usize), increment: u8, at: &mut Irql<L>) {
             if end.0 == NtStatus::PENDING {
-                ended_as_pending(self.packet);
+                // Whoever waits for it would take that for the promise of another end.
+                violation(Violation::CompletedPending, 0, self.packet.addr().get(), 0);
             }
             let this = ManuallyDrop::new(self);
             // SAFETY: ours (I1), and no more.
@@ -443,31 +444,14 @@ impl Started {
     }
 }
 
-/// Whoever waits for it would take that for the promise of another end.
-#[cold]
-fn ended_as_pending(packet: NonNull<KIrp>) -> ! {
-    /// As `verify::Violation::CompletedPending`, in every build.
-    const COMPLETED_PENDING: u64 = 0x1003;
-    let packet = packet.addr().get() as u64;
-    super::bugcheck(StopCode::DriverVerifierIomanagerViolation, [COMPLETED_PENDING, 0, packet, 0]);
-}
-
-/// A packet that nobody has any more will never end.
-#[cold]
-fn dropped(packet: NonNull<KIrp>) -> ! {
-    /// As `verify::Violation::Lost`, in every build.
-    const LOST: u64 = 0x1005;
-    super::bugcheck(StopCode::DriverVerifierIomanagerViolation, [LOST, 0, packet.addr().get() as u64, 0]);
-}
-
 impl Drop for Irp<'_> {
     fn drop(&mut self) {
-        dropped(self.packet);
+        dropped(self.packet.addr().get());
     }
 }
 
 impl Drop for Pended {
     fn drop(&mut self) {
-        dropped(self.packet);
+        dropped(self.packet.addr().get());
     }
 }

@@ -54,6 +54,7 @@ mod start_io;
 pub mod transfer;
 #[cfg(feature = "verifier")]
 pub mod verify;
+pub mod violation;
 pub mod virtio;
 #[cfg(target_os = "none")]
 pub mod work_item;

@@ -7,7 +7,7 @@ use core::ptr::{self, NonNull};
 
 use super::irp::Pended;
 use super::layout::KIrp;
-use crate::ke::bugcheck::StopCode;
+use super::violation;
 
 /// See the module.
 pub struct PendedList {
@@ -79,8 +79,7 @@ impl Drop for PendedList {
     /// With packets in it: as a packet that was dropped.
     fn drop(&mut self) {
         if !self.is_empty() {
-            let packet = self.first.addr() as u64;
-            super::bugcheck(StopCode::DriverVerifierIomanagerViolation, [0x1005, 0, packet, 0]);
+            violation::dropped(self.first.addr());
         }
     }
 }

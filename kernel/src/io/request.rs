@@ -17,7 +17,7 @@ use sync::irql::{Irql, Passive};
 use super::layout::{DeviceControl, IoStatus, KIrp, ReadWrite, allocation, control, irp_flags, major};
 use super::objects::{KDeviceObject, KFileObject};
 use super::transfer::{MayTransfer, Transfer};
-use super::{MayDoIo, allocate, call, cancel, packet, stack};
+use super::{MayDoIo, allocate, call, cancel, packet, stack, violation};
 use crate::ke::current_level::{above_dispatch, at_current_level};
 use crate::ke::event::{Event, EventKind};
 use crate::ke::timer::Due;
@@ -346,11 +346,7 @@ impl Drop for Request {
     /// One that was sent and not waited for leaves its packet to nobody: a bugcheck.
     fn drop(&mut self) {
         if self.sent {
-            let packet = self.irp.addr().get() as u64;
-            super::bugcheck(
-                crate::ke::bugcheck::StopCode::DriverVerifierIomanagerViolation,
-                [0x1005, 0, packet, 0],
-            );
+            violation::dropped(self.irp.addr().get());
         }
         // SAFETY: ours (I1). Whoever drops it has no token in use that a free could want; the level is that of the token.
         unsafe { at_current_level!(at => allocate::free(self.irp, at), above => above_dispatch(above, 0)) }

@@ -4,12 +4,12 @@
 //! knows, and the later one may find the packet, or the caller's stack, gone. So both meet at a tracker, which is in neither: whoever
 //! comes second compares, and frees it. Several calls share a location if drivers skip theirs; they are a chain, and all owe the same.
 //!
-//! Owns:       the trackers, the checks. DRIVER_VERIFIER_IOMANAGER_VIOLATION's numbers.
+//! Owns:       the trackers, the checks.
 //! IRQL:       up to DISPATCH; takes no lock.
 //! Invariants: I1 a tracker's number is in its location from the call until the location is unwound.
 //!             I2 a tracker is free, or both or one of its two ends are still to come; who comes second frees it.
 //! Ordering:   the exchange of the state is AcqRel, so the second sees what the first wrote.
-//! Not as NT:  the numbers are the kernel's own. Without a free tracker a call is not watched, and counted.
+//! Not as NT:  without a free tracker a call is not watched, and counted.
 //! Tests:      tests/props/tests/io_packets.rs; crash `irp_pending_unmarked`, `irp_marked_not_pending`.
 
 use core::ptr::NonNull;
@@ -17,31 +17,9 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::bugcheck;
 use super::layout::{Dispatch, KIrp, KStackLocation};
+use super::violation::{Violation, violation};
 use crate::ke::bugcheck::{RoutineKind, StopCode};
 use crate::rtl::NtStatus;
-
-/// The first parameter of DRIVER_VERIFIER_IOMANAGER_VIOLATION.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum Violation {
-    /// STATUS_PENDING was returned, and the packet was not marked: the routine, the packet.
-    PendingUnmarked = 0x1001,
-    /// The packet was marked pending, and another status was returned: the routine, the packet, the status.
-    MarkedNotPending = 0x1002,
-    /// A packet was completed with STATUS_PENDING: 0, the packet.
-    CompletedPending = 0x1003,
-    /// A packet was completed with a cancel routine set: 0, the packet.
-    CompletedCancelable = 0x1004,
-    /// A packet was dropped by a driver: 0, the packet.
-    Lost = 0x1005,
-}
-
-/// Ends the run.
-#[cold]
-pub(super) fn violation(what: Violation, routine: usize, irp: usize, status: u32) -> ! {
-    let parameters = [what as u64, routine as u64, irp as u64, status.into()];
-    bugcheck(StopCode::DriverVerifierIomanagerViolation, parameters);
-}
 
 const FREE: u32 = 0;
 const CALLED: u32 = 1;
