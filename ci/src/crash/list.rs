@@ -178,7 +178,7 @@ pub(super) const CRASHES: &[Crash] = &[
     // A write of a page that was never touched.
     crash("paged_at_dispatch", 2, NOT_LESS, [Paged(8), Is(2), Is(1), In("misuse_paged")]),
     // A read of a page that was there until the raise took it away.
-    crash("paged_resident_at_dispatch", 2, NOT_LESS, [Paged(8), Is(2), Is(0), In("misuse_paged")])
+    crash("paged_resident_at_dispatch", 3, NOT_LESS, [Paged(8), Is(2), Is(0), In("misuse_paged")])
         .with(&["trim"]),
     crash("paged_uninterruptible", 2, NOT_LESS, [Paged(8), Is(0xFF), Is(0), In("misuse_paged")]),
     crash("paged_use_after_free", 2, FAULT, [Paged(8), Is(0), In("misuse_paged"), Is(0)]),

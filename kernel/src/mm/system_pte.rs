@@ -28,7 +28,7 @@ use super::pfn::PageNumber;
 use super::slots::Slots;
 use super::space::KernelSpace;
 use super::tables::{Access, Caching, Leaf, Tables};
-use super::{Exhausted, physical, shootdown};
+use super::{Exhausted, is_refused, physical, shootdown};
 use crate::boot::facts;
 use crate::boot::limine::EntryType;
 use crate::ke::bugcheck::{StopCode, bugcheck};
@@ -241,6 +241,9 @@ unsafe fn map_run<L: Below<SpaceLock> + Below<Ipi>>(
     physical_of: impl Fn(u32) -> u64,
     at: &mut Irql<L>,
 ) -> Result<Mapping, MapError> {
+    if is_refused() {
+        return Err(MapError::Exhausted);
+    }
     let mut system = SYSTEM.lock(at);
     let (System { tables, slots, table_pages }, inner) = system.parts();
     let tables = tables.as_mut().ok_or(Exhausted)?;

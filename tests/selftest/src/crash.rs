@@ -24,7 +24,7 @@ use sync::{InterruptLock, Once};
 use crate::edu::LEVEL;
 use crate::everywhere;
 use crate::user_pages::{As, START, UserPages};
-use crate::{clock, crash_io, crash_irql, crash_threads, crash_waits, memory_pager};
+use crate::{clock, crash_io, crash_irql, crash_threads, crash_waits, memory_paged, memory_pager};
 
 extern crate alloc;
 
@@ -469,6 +469,7 @@ fn misuse_paged(name: &str, at: &mut Irql<Passive>) {
             }
             // With `trim`: what was there is taken away by the raise.
             "paged_resident_at_dispatch" => {
+                memory_paged::trim_elsewhere(at);
                 inside.write_volatile(1);
                 let _raised = at.raise::<Dispatch>();
                 inside.read_volatile();

@@ -16,7 +16,7 @@ use kernel::mm::pages::Page;
 use kernel::mm::pfn::PageNumber;
 use kernel::mm::physical;
 use kernel::mm::pool::{self, Tag};
-use kernel::ob::{Body, ObRef};
+use kernel::ob::{Body, HandleTable, ObRef};
 use kernel::rtl::NtStatus;
 use sync::irql::{Irql, Passive};
 
@@ -162,6 +162,30 @@ impl<T: Body> Deref for Named<T> {
 impl<T: Body> Drop for Named<T> {
     fn drop(&mut self) {
         at_passive(|at| self.0.make_temporary(at));
+    }
+}
+
+/// A table of handles, which are closed when this goes.
+pub(crate) struct Table(pub(crate) HandleTable);
+
+impl Deref for Table {
+    type Target = HandleTable;
+
+    fn deref(&self) -> &HandleTable {
+        &self.0
+    }
+}
+
+impl DerefMut for Table {
+    fn deref_mut(&mut self) -> &mut HandleTable {
+        &mut self.0
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        // Nothing where the test has done it.
+        at_passive(|at| self.0.end(at));
     }
 }
 

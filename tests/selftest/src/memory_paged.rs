@@ -5,6 +5,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::paging::{PAGE, translate};
+use arch::vector;
+use kernel::ke::clock;
 use kernel::ke::prcb::{self, MAX_PROCESSORS};
 use kernel::mm::frames::Counts;
 use kernel::mm::paged::{self, PagedOwned, Usage};
@@ -184,6 +186,47 @@ fn wrong(what: u64, about: u64) {
 
 /// Blocks that processors hand to each other.
 static HANDED: [AtomicUsize; MAX_PROCESSORS] = [const { AtomicUsize::new(0) }; MAX_PROCESSORS];
+
+/// Behind this another processor is in the midst of a trim for some milliseconds: it has hidden all pages, and waits for a third one, which
+/// takes no interrupts, to forget them. For the boot that wants to know whether a raise here relies on that.
+pub(crate) fn trim_elsewhere(at: &mut Irql<Passive>) {
+    static STAGE: AtomicU32 = AtomicU32::new(0);
+    let told = || prcb::get(0).map_or(0, |it| it.prcb().interrupt_count(vector::IPI));
+    everywhere::start(at, |at, number| match number {
+        1 => {
+            while STAGE.load(Ordering::Acquire) < 2 {
+                arch::cpu::spin_hint();
+            }
+            paged::trim(at);
+        }
+        2 => {
+            // SAFETY: for the loops below, which need no interrupt.
+            unsafe { arch::cpu::cli() };
+            STAGE.store(1, Ordering::Release);
+            while STAGE.load(Ordering::Acquire) < 3 {
+                arch::cpu::spin_hint();
+            }
+            // A raise that has to trim now waits for this one, too.
+            let start = clock::since_start();
+            while clock::since_start() - start < 100_000 {
+                arch::cpu::spin_hint();
+            }
+            // SAFETY: as they were.
+            unsafe { arch::cpu::sti() };
+        }
+        _ => {}
+    });
+    while STAGE.load(Ordering::Acquire) < 1 {
+        arch::cpu::spin_hint();
+    }
+    let before = told();
+    STAGE.store(2, Ordering::Release);
+    // It tells us as well.
+    while told() == before {
+        arch::cpu::spin_hint();
+    }
+    STAGE.store(3, Ordering::Release);
+}
 
 /// The first words of a block: its size, and then a word in each 512 bytes that is a function of its address.
 pub(crate) fn paint(block: NonNull<u8>, size: usize) {

@@ -266,6 +266,10 @@ fn idle(at: &mut Irql<Passive>) -> Result {
             word(current, 0).store(0xBAD, Ordering::Relaxed);
             let asleep = shootdown::asleep();
             let told = bits(others()).find(|&number| asleep_since.ipis_since(number) != 0);
+            if told.is_some() || asleep != others() {
+                // One that was just woken is awake, and takes IPIs, before what woke it is counted.
+                Taken::asleep(others())?;
+            }
             if asleep_since.woken_since(others()) == 0 {
                 check(told.is_none(), "an idle one interrupted", told.unwrap_or(0).into(), mark)?;
                 equal(asleep, others(), "processors that sleep")?;

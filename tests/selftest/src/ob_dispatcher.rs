@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::ke::event::EventKind;
 use kernel::ke::timer::{Due, Options, TimerKind};
 use kernel::ke::wait::{self, delay};
+use kernel::mm::pool::{self, Tag};
 use kernel::ob::dispatcher::{ALL_ACCESS, EventObject, MutantObject, SemaphoreObject, TimerObject};
 use kernel::ob::services::{self, Made, Named};
 use kernel::ob::{self, AccessMask, Attributes, Body, Handle, ObRef, Path};
@@ -123,6 +124,8 @@ fn held_mutant(at: &mut Irql<Passive>) -> Result {
         // Ends with it: abandoned, as a member of this thread's list that must still be there.
     }
     STAGE.store(0, Ordering::SeqCst);
+    let bytes = || pool::statistics(Tag::new(b"Muta")).bytes;
+    let before = bytes();
     let mutant = ok(MutantObject::new(at), "a mutant")?;
     let made = ok(services::create_handle(mutant, &Named::NOT, AccessMask::GENERIC_ALL, at), "an object")?;
     let thread = threads::spawn(&threads::here("holder", 8), holder, made.handle().0 as usize, at);
@@ -132,6 +135,8 @@ fn held_mutant(at: &mut Irql<Passive>) -> Result {
     };
     until(1, at);
     ok(services::close(made.handle(), at), "the last close")?;
+    // Looked at before its holder goes on: on memory that was freed, that may never end.
+    check(bytes() > before, "its memory went while it is held", bytes(), before)?;
     STAGE.store(2, Ordering::SeqCst);
     threads::join(&thread, at)?;
     // The next one's end frees what was left. Held by this thread, at its end: it is released.

@@ -16,6 +16,7 @@ use kernel::wide;
 use sync::irql::{Dispatch, Irql, Passive};
 
 use crate::ex::{expect, start, torture, unbroken};
+use crate::held;
 use crate::random::Random;
 use crate::runner::{Result, Test, Verdict, check, equal};
 
@@ -72,7 +73,7 @@ fn a_tables_life(at: &mut Irql<Passive>) -> Result {
     ENDED.store(0, Relaxed);
     CLOSED.store(0, Relaxed);
     let bytes = (pool::statistics(TAG).bytes, pool::statistics(BLOCKS).bytes);
-    let mut table = HandleTable::new();
+    let mut table = held::Table(HandleTable::new());
     let object = held(at)?.upcast();
     for number in 0..HANDLES {
         let attributes = Attributes { inherit: number % 4 == 0, ..NONE };
@@ -80,7 +81,7 @@ fn a_tables_life(at: &mut Irql<Passive>) -> Result {
         equal(handle.0, u64::from(number + 1) * 4, "the handles of a new table are not in order")?;
     }
     equal(object.handles().into(), HANDLES.into(), "handles")?;
-    let mut child = table.inherited(at).map_err(failed)?;
+    let mut child = held::Table(table.inherited(at).map_err(failed)?);
     equal(object.handles().into(), (HANDLES + HANDLES / 4).into(), "handles with those inherited")?;
     for number in 0..HANDLES {
         let found = child.reference::<Held, _>(Handle(u64::from(number + 1) * 4), RIGHTS, User, at);
@@ -124,7 +125,7 @@ fn handles_storm(at: &mut Irql<Passive>) -> Result {
     MADE.store(0, Relaxed);
     FOUND.store(0, Relaxed);
     let bytes = pool::statistics(TAG).bytes;
-    torture(
+    let result = torture(
         |at, number| {
             let mut random = Random::new(number as u64);
             for _ in 0..ROUNDS {
@@ -166,10 +167,11 @@ fn handles_storm(at: &mut Irql<Passive>) -> Result {
             }
         },
         at,
-    )?;
+    );
     for slot in &HANDLES {
         close(slot.swap(0, Relaxed), at);
     }
+    result?;
     let made = MADE.load(Relaxed);
     equal(CLOSED.load(Relaxed).into(), made.into(), "closed, of those made")?;
     // Last references that were dropped at DISPATCH are the worker's.

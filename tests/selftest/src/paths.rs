@@ -34,6 +34,7 @@ use sync::{InterruptLock, Once, resource};
 
 use crate::cm::Grown;
 use crate::edu::LEVEL;
+use crate::held;
 use crate::runner::{Result, Test, Verdict, check, equal};
 
 extern crate alloc;
@@ -347,7 +348,7 @@ fn handles(at: &mut Irql<Passive>) -> Result {
     let (rights, inherited) =
         (AccessMask::GENERIC_READ, Attributes { inherit: true, ..Attributes::default() });
     let directory = ob::create(Directory::new(), at).map_err(missing)?.upcast();
-    let mut table = HandleTable::new();
+    let mut table = held::Table(HandleTable::new());
     let result = (|| {
         let handle = table.insert(names, NAME, temporary, directory.clone(), rights, inherited, at);
         let handle = handle.map_err(missing)?;
@@ -355,7 +356,7 @@ fn handles(at: &mut Irql<Passive>) -> Result {
         for _ in 0..256 {
             table.open(directory.clone(), rights, inherited, at).map_err(missing)?;
         }
-        let mut child = table.inherited(at).map_err(missing)?;
+        let mut child = held::Table(table.inherited(at).map_err(missing)?);
         equal(directory.handles().into(), 2 * 257, "handles")?;
         let found = child.reference::<Directory, _>(handle, AccessMask(1), ProcessorMode::User, at);
         check(found.is_ok_and(|it| it.upcast().is(&directory)), "it leads elsewhere", 0, 0)?;
