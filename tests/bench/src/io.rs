@@ -6,10 +6,11 @@ use kernel::io::objects::KDeviceObject;
 use kernel::io::request::{Function, send_and_wait};
 use kernel::io::{device, driver, stack};
 use kernel::ob::ObRef;
+use kernel::rtl::NtStatus;
 use sync::Once;
 use sync::irql::{Irql, Passive};
 
-use crate::measure::count;
+use crate::measure::{count, failed};
 use crate::rows::{Area, Row, passive};
 
 pub(crate) const AREA: Area = Area { prepare, rows: ROWS };
@@ -30,7 +31,10 @@ fn prepare(at: &mut Irql<Passive>) {
 #[inline(never)]
 fn null_write(at: &mut Irql<Passive>) -> u32 {
     let Some(Some(upper)) = UPPER.get() else { return u32::MAX };
-    count(|| {
-        let _ = send_and_wait(upper, Function::Write(ReadWrite::new(512, 0)), at);
-    })
+    let mut end = Err(NtStatus::PENDING);
+    let counted = count(|| end = send_and_wait(upper, Function::Write(ReadWrite::new(512, 0)), at));
+    if !end.is_ok_and(|end| end.status == NtStatus::SUCCESS && end.information == 512) {
+        failed();
+    }
+    counted
 }

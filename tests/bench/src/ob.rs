@@ -5,7 +5,7 @@ use kernel::mm::pool::Tag;
 use kernel::ob::{self, AccessMask, Attributes, Body, GenericMapping, Handle, HandleTable, ObjectType};
 use sync::irql::{Irql, Passive};
 
-use crate::measure::count;
+use crate::measure::{count, failed};
 use crate::rows::{Area, Row, passive};
 
 pub(crate) const AREA: Area = Area { prepare, rows: ROWS };
@@ -21,6 +21,8 @@ const RIGHTS: AccessMask = AccessMask(1);
 
 struct Subject(u64);
 
+const SUBJECT: u64 = 7;
+
 impl Body for Subject {
     fn object_type() -> &'static ObjectType<Self> {
         const MAPPING: GenericMapping =
@@ -35,7 +37,7 @@ static TABLE: HandleTable = HandleTable::new();
 
 /// An object that has nothing but its handle.
 fn create(at: &mut Irql<Passive>) -> Option<Handle> {
-    let object = ob::create(Subject(7), at).ok()?;
+    let object = ob::create(Subject(SUBJECT), at).ok()?;
     TABLE.open(object.upcast(), RIGHTS, Attributes::default(), at).ok()
 }
 
@@ -51,11 +53,15 @@ fn look_up(before: u32, at: &mut Irql<Passive>) -> u32 {
     for _ in 0..before {
         let _ = TABLE.reference::<Subject, _>(handle, RIGHTS, User, at);
     }
+    let mut found = 0;
     let counted = count(|| {
         if let Ok(subject) = TABLE.reference::<Subject, _>(handle, RIGHTS, User, at) {
-            core::hint::black_box(subject.0);
+            found = subject.0;
         }
     });
+    if found != SUBJECT {
+        failed();
+    }
     let _ = TABLE.close(handle, User, at);
     counted
 }
@@ -72,9 +78,10 @@ fn first_lookup(at: &mut Irql<Passive>) -> u32 {
 
 #[inline(never)]
 fn create_and_close(at: &mut Irql<Passive>) -> u32 {
-    count(|| {
-        if let Some(handle) = create(at) {
-            let _ = TABLE.close(handle, User, at);
-        }
-    })
+    let mut is_done = false;
+    let counted = count(|| is_done = create(at).is_some_and(|handle| TABLE.close(handle, User, at).is_ok()));
+    if !is_done {
+        failed();
+    }
+    counted
 }
