@@ -130,15 +130,19 @@ fn one_failure(test: Run, n: u64, at: &mut Irql<Passive>) -> core::result::Resul
     Ok(refused)
 }
 
-/// What must be the same behind a test: free pages and those that became tables or were retired, which stay; what is promised; addresses.
-fn memory(at: &mut Irql<Passive>) -> [(&'static str, u64); 4] {
+/// What must be the same behind a test: paged pool's pages, first, so that one that it keeps is named as such; free pages and those that
+/// became tables or were retired, which stay; what is promised; addresses.
+fn memory(at: &mut Irql<Passive>) -> [(&'static str, u64); 6] {
     // A page that is being cleared is on no list.
     let _pause = Pause::begin(at);
     runner::settle(at);
     paged::drain(at);
     everywhere::run(at, |at, _| pool::drain_everything(at));
+    let paged = paged::usage(at);
     let counts = physical::counts(at);
     [
+        ("paged pool's addresses in use", paged.addresses.into()),
+        ("paged pool's resident pages", paged.resident.into()),
         (
             "pages lost or made",
             (counts.free + counts.zeroed + counts.bad + system_pte::table_pages(at)).into(),

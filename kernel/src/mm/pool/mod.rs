@@ -298,11 +298,16 @@ impl<const SITES: usize> Pool<SITES> {
     fn refill(&self, class: Class, local: &Local, at: &mut At) -> Result<usize, Exhausted> {
         let memory = self.pages.memory();
         let mut slabs = self.slabs[class.index()].lock(at);
-        for _ in 0..(class.most_kept() / 2).max(1) {
+        for nth in 0..(class.most_kept() / 2).max(1) {
             let (slabs, at) = slabs.parts();
             let taken = slabs.take::<SITES>(memory);
             let taken = taken.or_else(|| {
-                let page = self.pages.allocate(&local.pages, &mut at.raise::<PageCacheAccess>()).ok()?;
+                let at = &mut at.raise::<PageCacheAccess>();
+                let page = match nth {
+                    0 => self.pages.allocate(&local.pages, at),
+                    _ => self.pages.allocate_spare(&local.pages, at),
+                };
+                let page = page.ok()?;
                 slabs.add::<SITES>(memory, page, class);
                 slabs.take::<SITES>(memory)
             });
