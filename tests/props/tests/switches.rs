@@ -285,6 +285,36 @@ fn a_thread_that_leaves_its_processor() {
     every_point(2, 0, moves, turn_of_the_other);
 }
 
+/// Both processors change one thread's priority. The later is told what the earlier has set.
+fn change_one(p: &'static Processors, props: &'static Props) {
+    const FIRST: u8 = 9;
+    let changed = waiter(p, props, "changed", FIRST, ONE, 1);
+    start(p, 0, [changed]);
+    let changes: &'static Mutex<Vec<(u8, u8)>> = Box::leak(Box::default());
+    let by = |name, processor, to| {
+        p.thread(name, 10, processor, move |at| {
+            if processor == ONE {
+                p.begin();
+            }
+            let before = sched::set_base_priority(changed, to, at).unwrap();
+            let mut changes = changes.lock().unwrap();
+            changes.push((before, to));
+            if let [one, other] = changes[..] {
+                let is_order = |first: (u8, u8), second: (u8, u8)| first.0 == FIRST && second.0 == first.1;
+                assert!(is_order(one, other) || is_order(other, one), "what was before: {one:?}, {other:?}");
+            }
+            props.note(name);
+        })
+    };
+    ready(p, 0, [by("one", ONE, 5)]);
+    ready(p, 1, [by("other", OTHER, 7)]);
+}
+
+#[test]
+fn what_two_changes_replace() {
+    every_point(2, 0, change_one, turn_of_the_other);
+}
+
 /// One processor goes idle as the other wakes a thread that may run on the first alone.
 fn goes_idle(p: &'static Processors, props: &'static Props) {
     let sleeps = p.thread("sleeps", 8, ONE, |at| {

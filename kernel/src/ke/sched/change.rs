@@ -28,9 +28,7 @@ where
     if to == 0 || to >= PRIORITIES {
         return Err(NtStatus::INVALID_PARAMETER);
     }
-    let before = thread.sched.base();
-    change(thread, |it| priority::set_base(it, to), at);
-    Ok(before)
+    Ok(change(thread, Schedulable::base, |it| priority::set_base(it, to), at))
 }
 
 /// Sets the processors that `thread` may run on; returns the old ones. If it runs on another one, it has left that, or is about to,
@@ -47,9 +45,9 @@ where
     if to == 0 {
         return Err(NtStatus::INVALID_PARAMETER);
     }
-    let before = thread.sched.affinity();
-    change(
+    let before = change(
         thread,
+        Schedulable::affinity,
         |it| {
             it.set_affinity(to);
             if !it.may_run_on(it.ideal()) {
@@ -81,18 +79,27 @@ where
     Ok(before)
 }
 
-/// Applies `how` to `thread`, wherever it is.
-fn change<L>(thread: &Thread, how: impl Fn(&Schedulable), at: &mut Irql<L>)
+/// Applies `how` to `thread`, wherever it is; returns what `what` was before: under the same lock, so of two who change it at once the later
+/// is told what the earlier has set.
+fn change<L, R>(
+    thread: &Thread,
+    what: impl Fn(&Schedulable) -> R,
+    how: impl Fn(&Schedulable),
+    at: &mut Irql<L>,
+) -> R
 where
     L: Below<ObjectLock> + AtOrBelow<Dispatch>,
 {
     let mut at = at.raise::<Dispatch>();
-    {
+    let before = {
         let mut guard = thread.lock.lock(&mut at);
         let ((), at) = guard.parts();
+        let before = what(&thread.sched);
         while !try_change(thread, &how, at) {}
-    }
+        before
+    };
     look::after_signal::<L>(&mut at);
+    before
 }
 
 /// False: it was not where it seemed to be.
