@@ -1,7 +1,7 @@
 //! Checked build: allocations that fail on purpose, so that what follows a failure is tried.
 //!
-//! Every allocation of pages, of a promise of some, of addresses for a mapping, or of pool asks here first and counts. One is then refused: the n-th from now
-//! (`fail_at=n` on the command line counts from the image's main, `fail_boot_at=n` from the first of bring-up to the image's main), or
+//! Every allocation of pages, of a promise of some, of addresses for a mapping, or of pool asks here first and counts. One is then
+//! refused: the n-th from now (`fail_at=n` on the command line counts from the image's main, `fail_boot_at=n` from the first of bring-up to the image's main), or
 //! each by chance (`fail_one_in=n`, with `seed=`). What is refused looks as if memory had run out, and takes nothing.
 //!
 //! IRQL:  any. Without the feature `verifier`, nothing of this is compiled.

@@ -105,7 +105,8 @@ impl Taken {
         Self { ipis, others: core::array::from_fn(|number| all(number as u32) - ipis[number]) }
     }
 
-    /// What they have taken, at a time when exactly those of `mask` sleep. Whoever wakes later takes something more.
+    /// What they have taken, at a time when exactly those of `mask` sleep. Whoever wakes later takes something more, or has been counted and
+    /// is about to rise.
     fn asleep(mask: u64) -> Found<Self> {
         loop {
             wait("others don't sleep", || shootdown::asleep() == mask)?;

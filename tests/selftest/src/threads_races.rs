@@ -1,7 +1,7 @@
 //! The scheduler where two things happen at once: what is standby is overtaken by a change, a thread is preempted beside an idle
 //! processor, woken on its way off its stack, sent away while it yields; and a processor that is left by who was about to look.
 
-use core::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kernel::ke::event::{Event, EventKind};
 use kernel::ke::mutant::Mutant;
@@ -12,9 +12,7 @@ use kernel::ke::{clock, prcb, sched};
 use kernel::rtl::NtStatus;
 use sync::irql::{Dispatch, Irql, Passive};
 
-use crate::everywhere;
 use crate::held;
-use crate::random::Random;
 use crate::runner::{Result, Test, Verdict, check, equal, need_processors};
 use crate::threads::{here, join, spawn};
 
@@ -26,7 +24,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("threads::woken_on_its_way_off_the_stack_it_runs_at_once", woken_early),
     ("threads::sent_away_while_they_take_turns", sent_away),
     ("threads::woken_by_who_then_waits_they_take_turns", woken_by_who_waits),
-    ("threads::who_changes_one_is_told_what_was_before", told_what_was_before),
     ("threads::who_ends_leaves_nothing_to_look_at", halts_behind_an_end),
 ];
 
@@ -43,33 +40,6 @@ fn refused(at: &mut Irql<Passive>) -> Result {
     }
     let found = thread::spawn(&Options { affinity: Some(0), ..Options::default() }, nothing, 0, at);
     check(found.err() == Some(NtStatus::INVALID_PARAMETER), "no processor", 0, 0)
-}
-
-/// All processors change a thread's priority at once. Each is told what it replaced: so what all have added is what there is at the end.
-fn told_what_was_before(at: &mut Irql<Passive>) -> Result {
-    static GO: Event = Event::new(EventKind::Synchronization, false);
-    static IT: AtomicPtr<thread::Thread> = AtomicPtr::new(core::ptr::null_mut());
-    static ADDED: AtomicI64 = AtomicI64::new(0);
-    const FIRST: u8 = 8;
-    need_processors(2)?;
-    let it = spawn(&here("changed", FIRST), |at, _| _ = wait::for_single(&GO, None, at), 0, at)?;
-    IT.store(core::ptr::from_ref::<thread::Thread>(&it).cast_mut(), Ordering::Release);
-    ADDED.store(0, Ordering::Relaxed);
-    everywhere::run(at, |at, number| {
-        // SAFETY: the test has a reference to it.
-        let it = unsafe { &*IT.load(Ordering::Acquire) };
-        let mut random = Random::new(u64::from(number));
-        for _ in 0..2000 {
-            let to = 1 + random.below(15) as u8;
-            let before = sched::set_base_priority(it, to, at).unwrap_or(0);
-            ADDED.fetch_add(i64::from(to) - i64::from(before), Ordering::Relaxed);
-        }
-    });
-    let last = it.scheduling().base();
-    GO.set(0, at);
-    join(&it, at)?;
-    let found = i64::from(FIRST) + ADDED.load(Ordering::Relaxed);
-    equal(found as u64, last.into(), "the first, and what all have added")
 }
 
 /// A thread is standby, and what runs is raised above it before the switch: it must not be preempted by it any more.
