@@ -267,15 +267,11 @@ fn idle(at: &mut Irql<Passive>) -> Result {
             word(current, 0).store(0xBAD, Ordering::Relaxed);
             let asleep = shootdown::asleep();
             let told = bits(others()).find(|&number| asleep_since.ipis_since(number) != 0);
-            if told.is_some() || asleep != others() {
-                // One that was just woken is awake, and takes IPIs, before what woke it is counted.
-                Taken::asleep(others())?;
-            }
             if asleep_since.woken_since(others()) != 0 {
                 continue;
             }
-            // The exception, on a busy host: an IPI that was sent while it was awake, and needn't be answered once it sleeps, comes late; what
-            // has woken it was counted before, and it rises now.
+            // The exception, on a busy host: an interrupt's stub counts before the up-call that wakes (arch, `trap`), so what wakes one now may
+            // have been counted when it seemed to sleep; it is awake then, and told.
             if told.is_some() || asleep != others() {
                 interrupted += 1;
             } else {
